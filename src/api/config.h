@@ -1,0 +1,42 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Configuration of terraced: one YAML file, TERRACE_* variables over it, flags over those. Strict: an
+// unknown key is an error that names the nearest right one. Sizes "64GiB", durations "30s".
+// Documented in docs/configuration.md, which a golden test compares with the defaults.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "tiering/tier_stack.h"
+
+namespace terrace::api {
+
+struct TenantConfig {
+  std::string name = "default";
+  std::vector<uint32_t> uids;  // peers with these user ids may use the tenant; empty: anyone who connects
+  std::string token_file;      // if set, a client must also give this file's first line
+};
+
+struct Config {
+  std::string run_dir = "/run/terrace";  // run_dir: lock file and sockets; made with mode 0750
+  // Sockets; empty means run_dir/engine.sock, run_dir/grpc.sock.
+  std::string engine_socket;     // engine.socket
+  std::string grpc_socket;       // grpc.socket
+  uint32_t socket_mode = 0660;   // engine.socket_mode (octal), both sockets
+  uint32_t engine_threads = 0;   // engine.threads; 0: 1 up to 4 cores, else 2
+  uint32_t max_connections = 8192;         // engine.max_connections
+  uint32_t max_connections_per_uid = 8192; // engine.max_connections_per_uid
+  uint64_t staging_bytes = 16ull << 20;    // engine.staging_bytes, default per storing connection
+  uint64_t staging_bytes_max = 256ull << 20;
+  std::string http_listen = "127.0.0.1:9464";  // http.listen: /metrics /healthz /readyz; "" = off; port 0 = free port
+  std::string log_level = "info";    // log.level
+  std::string log_format = "logfmt"; // log.format: logfmt | json
+  std::vector<TenantConfig> tenants = {TenantConfig{}};
+  tiering::TierStackOptions stack;   // host.budget, host.prefault, host.huge_pages, host.eviction_policy, ...
+};
+
+}  // namespace terrace::api

@@ -1,0 +1,68 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+//
+// KeySpace: who may share blocks and what their bytes mean; and the table of all that are open.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "kvstore/base/mutex.h"
+#include "kvstore/base/reason.h"
+
+namespace terrace::kv {
+
+using TenantId = uint16_t;    // index into the configured tenants
+using KeySpaceId = uint32_t;  // of this daemon process; 0 is never used
+
+// What a client says about its blocks. Two key spaces are the same exactly when tenant and all fields
+// are equal.
+struct KeySpaceIdentity {
+  std::string model, model_fingerprint, kv_dtype, layout, parallel, hash, group, extra;
+  uint64_t block_bytes = 0;
+  uint32_t tokens_per_block = 0;
+};
+
+// One open key space. Immutable but for its counters.
+// Owner: KeySpaceTable, for the life of the daemon. Threads: any.
+struct KeySpace {
+  KeySpaceId id = 0;
+  TenantId tenant = 0;
+  KeySpaceIdentity identity;
+  std::array<uint8_t, 32> digest{};  // SHA-256 over tenant name and identity, length-prefixed fields
+  mutable std::atomic<uint64_t> blocks_stored{0};  // ever
+  mutable std::atomic<int64_t> blocks_resident{0};
+};
+
+// All key spaces of a daemon. Never forgets one: its id stays valid. Any thread.
+// Limit: max_key_spaces; the next one is ResourceExhausted.
+class KeySpaceTable {
+ public:
+  explicit KeySpaceTable(uint32_t max_key_spaces);
+
+  // Finds or makes the key space. InvalidArgument: field over 1024 bytes, block_bytes 0 or over 1 GiB.
+  absl::StatusOr<const KeySpace*> Open(TenantId tenant, absl::string_view tenant_name,
+                                       const KeySpaceIdentity& identity);
+  // nullptr when there is none or it belongs to another tenant.
+  const KeySpace* Find(TenantId tenant, KeySpaceId id) const;
+  std::vector<const KeySpace*> List() const;
+
+  // Why nothing can be found in an empty key space: the nearest non-empty one of the tenant tells
+  // (kHashDiffers, kLayoutDiffers, kModelDiffers), else kKeySpaceEmpty.
+  Reason WhyEmpty(const KeySpace& key_space) const;
+
+ private:
+  const uint32_t max_key_spaces_;
+  mutable Mutex mu_;
+  std::atomic<uint32_t> count_{0};
+  std::unique_ptr<std::atomic<const KeySpace*>[]> by_id_;  // slot id - 1; written under mu_
+  absl::flat_hash_map<std::string, KeySpaceId> by_digest_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::unique_ptr<KeySpace>> owned_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace terrace::kv
