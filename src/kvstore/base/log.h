@@ -11,6 +11,7 @@
 
 #include <initializer_list>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -24,9 +25,10 @@ enum class LogFormat { kLogfmt, kJson };
 struct LogField {
   template <typename T>
   LogField(absl::string_view field_name, const T& field_value)  // NOLINT: many fields a line
-      : name(field_name), value(absl::StrCat(field_value)) {}
+      : name(field_name), value(absl::StrCat(field_value)), is_number(std::is_arithmetic_v<T>) {}
   absl::string_view name;
   std::string value;
+  bool is_number;  // written without quotes in JSON
 };
 
 void SetLogLevel(LogLevel level);    // default kInfo
