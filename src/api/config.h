@@ -32,11 +32,28 @@ struct Config {
   uint32_t max_connections_per_uid = 8192; // engine.max_connections_per_uid
   uint64_t staging_bytes = 16ull << 20;    // engine.staging_bytes, default per storing connection
   uint64_t staging_bytes_max = 256ull << 20;
+  std::string grpc_listen;   // grpc.listen: loopback TCP, without AdminService; "" = off
   std::string http_listen = "127.0.0.1:9464";  // http.listen: /metrics /healthz /readyz; "" = off; port 0 = free port
+  bool http_allow_remote = false;    // http.allow_remote: http.listen may be other than loopback
   std::string log_level = "info";    // log.level
   std::string log_format = "logfmt"; // log.format: logfmt | json
   std::vector<TenantConfig> tenants = {TenantConfig{}};
-  tiering::TierStackOptions stack;   // host.budget, host.prefault, host.huge_pages, host.eviction_policy, ...
+  std::string host_budget = "25%";   // host.budget as given; resolved into stack.budget_bytes
+  tiering::TierStackOptions stack;   // host.prefault, host.huge_pages, host.eviction_policy, ...
 };
+
+// Where a configuration comes from; later ones win: defaults, file, environment, settings.
+struct ConfigSources {
+  std::string file;  // path of a YAML file; "" = none
+  std::vector<std::pair<std::string, std::string>> environment;  // all TERRACE_* variables
+  std::vector<std::pair<std::string, std::string>> settings;     // key, value: flags and --set
+};
+
+// Reads, checks and resolves (sockets' paths, budget in bytes, stack.tenants). The error names every
+// bad key and value, one a line, with file and line number where there is one.
+absl::StatusOr<Config> LoadConfig(const ConfigSources& sources);
+
+// Memory that host.budget's share counts from: physical, or the control group's limit if lower.
+uint64_t MachineMemoryBytes();
 
 }  // namespace terrace::api
