@@ -56,7 +56,7 @@ absl::StatusOr<const kv::KeySpace*> GrpcSession::OpenKeySpace(const kv::KeySpace
 }
 
 GrpcSessions::GrpcSessions(const Options& options, tiering::TierStack* stack, const Clock* clock)
-    : options_(options), stack_(stack), clock_(clock) {}
+    : options_(options), stack_(stack), clock_(clock), nameless_(std::make_shared<GrpcSession>()) {}
 
 GrpcSessions::~GrpcSessions() {
   CloseAll();
@@ -143,6 +143,7 @@ void GrpcSessions::CloseAll() {
     per_tenant_.clear();
   }
   for (auto& [id, session] : sessions) End(*session);
+  End(*nameless_);
 }
 
 GrpcSessions::StreamGuard::StreamGuard(StreamGuard&& other) noexcept
@@ -186,6 +187,11 @@ absl::StatusOr<GrpcSessions::StreamGuard> GrpcSessions::BeginStream(
   return guard;
 }
 
+absl::StatusOr<GrpcSessions::StreamGuard> GrpcSessions::BeginNamelessStream(
+    std::function<void()> cancel) {
+  return BeginStream(nameless_, std::move(cancel));
+}
+
 void GrpcSessions::Sweep() {
   const int64_t now = clock_->NowNs();
   std::vector<std::shared_ptr<GrpcSession>> expired;
@@ -197,9 +203,7 @@ void GrpcSessions::Sweep() {
       {
         MutexLock session_lock(&session.mu_);
         is_expired = now - session.last_used_ns_ > session.ttl_ns_;
-        for (auto& [id, stream] : session.streams_) {
-          if (now - stream.last_progress_ns > options_.stall_ns) stream.cancel();
-        }
+        CancelStalled(session, now);
       }
       const auto here = it++;
       if (!is_expired) continue;
@@ -209,6 +213,14 @@ void GrpcSessions::Sweep() {
     }
   }
   for (auto& session : expired) End(*session);
+  MutexLock lock(&nameless_->mu_);
+  CancelStalled(*nameless_, now);
+}
+
+void GrpcSessions::CancelStalled(GrpcSession& session, int64_t now) const {
+  for (auto& [id, stream] : session.streams_) {
+    if (now - stream.last_progress_ns > options_.stall_ns) stream.cancel();
+  }
 }
 
 std::vector<GrpcSessionInfo> GrpcSessions::List() const {

@@ -112,6 +112,8 @@ class GrpcSessions {
   // session ends or the stream stalls. ResourceExhausted: too many streams.
   absl::StatusOr<StreamGuard> BeginStream(const std::shared_ptr<GrpcSession>& session,
                                           std::function<void()> cancel);
+  // The same for a stream that has not said yet to which session it belongs.
+  absl::StatusOr<StreamGuard> BeginNamelessStream(std::function<void()> cancel);
 
   // Ends what has expired, cancels what has stalled. GrpcServer's sweeper calls it about once a second.
   void Sweep();
@@ -120,10 +122,13 @@ class GrpcSessions {
 
  private:
   static void End(GrpcSession& session);
+  void CancelStalled(GrpcSession& session, int64_t now) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(session.mu_);
 
   const Options options_;
   tiering::TierStack* const stack_;
   const Clock* const clock_;
+  const std::shared_ptr<GrpcSession> nameless_;  // has streams only; never ends before CloseAll
   mutable Mutex mu_;  // taken before GrpcSession::mu_
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
   size_t streams_ ABSL_GUARDED_BY(mu_) = 0;
