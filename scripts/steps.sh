@@ -5,10 +5,10 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # Set by the outermost script, so that nested ones count from the same moment.
-export TERRACE_STEP_START="${TERRACE_STEP_START:-$(date +%s)}"
+export STEPS_START="${STEPS_START:-$(date +%s)}"
 
 step() {  # step TEXT: a heading with the time since the start
-  local s=$(($(date +%s) - TERRACE_STEP_START))
+  local s=$(($(date +%s) - STEPS_START))
   printf '\n[%02d:%02d] == %s\n' $((s / 60)) $((s % 60)) "$*"
 }
 
