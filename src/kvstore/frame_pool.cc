@@ -190,12 +190,13 @@ std::optional<FrameId> FramePool::Allocate(TenantId tenant, uint64_t block_bytes
   return std::nullopt;
 }
 
-void FramePool::MakeReady(FrameId frame, BlockId block, uint64_t generation) {
+void FramePool::MakeReady(FrameId frame, uint64_t generation) {
   Frame& f = FrameOf(frame);
-  f.block = block;
   f.generation = generation;
   f.ready.store(true, std::memory_order_release);
 }
+
+void FramePool::SetBlock(FrameId frame, BlockId block) { FrameOf(frame).block = block; }
 
 void FramePool::Pin(FrameId frame) {
   const uint32_t before = FrameOf(frame).pins.fetch_add(1, std::memory_order_acq_rel);
@@ -263,22 +264,27 @@ std::optional<FramePool::Evacuation> FramePool::BeginEvacuation(FrameId like) {
   const Slab* model = slabs_[like >> kFrameBits].load(std::memory_order_relaxed);
   const auto it = classes_.find({model->tenant, model->shape.stride});
   if (it == classes_.end()) return std::nullopt;
+  // Not even a slab's worth of free frames: nothing to gain, and no need to look at every slab.
+  if (it->second.free_frames < model->shape.frames) return std::nullopt;
   uint32_t best = ~0u;
-  size_t best_used = 0;
   for (const uint32_t slab_id : it->second.slabs) {
     const Slab* slab = slabs_[slab_id].load(std::memory_order_relaxed);
     const size_t used = slab->shape.frames - slab->free.size();
-    const size_t free_elsewhere = it->second.free_frames - slab->free.size();
-    if (slab->closed || used > free_elsewhere || (best != ~0u && used >= best_used)) continue;
-    // The free frames' own ready flag is false; one in use that is not ready is being filled.
+    if (slab->closed || used > it->second.free_frames - slab->free.size()) continue;
+    if (best != ~0u) {
+      const Slab* other = slabs_[best].load(std::memory_order_relaxed);
+      if (std::pair(other->segment_id, other->first_extent) <
+          std::pair(slab->segment_id, slab->first_extent)) {
+        continue;
+      }
+    }
+    // A frame in use that is not ready is being filled.
     size_t movable = 0;
     for (uint32_t i = 0; i < slab->shape.frames; ++i) {
       const Frame& f = slab->frames[i];
       movable += f.ready.load(std::memory_order_acquire) && f.pins.load(std::memory_order_acquire) == 0;
     }
-    if (movable != used) continue;
-    best = slab_id;
-    best_used = used;
+    if (movable == used) best = slab_id;
   }
   if (best == ~0u) return std::nullopt;
   Slab* slab = slabs_[best].load(std::memory_order_relaxed);

@@ -58,7 +58,9 @@ class FramePool {
   std::optional<FrameId> Allocate(TenantId tenant, uint64_t block_bytes, bool* no_metadata);
   // Filling -> Ready, in a new generation that is never used again.
   uint64_t NextGeneration() { return next_generation_.fetch_add(1, std::memory_order_relaxed); }
-  void MakeReady(FrameId frame, BlockId block, uint64_t generation);
+  void MakeReady(FrameId frame, uint64_t generation);
+  // Whose frame it is, for evacuations. Under the catalogue's mutex only.
+  void SetBlock(FrameId frame, BlockId block);
 
   // Holds the frame in place. REQUIRES: it cannot be retired meanwhile (its index shard is locked, or it
   // is pinned already).
@@ -83,8 +85,9 @@ class FramePool {
   // REQUIRES: the frame is filling, pinned, or otherwise kept from being recycled.
   Place PlaceOf(FrameId frame) const;
 
-  // For making room across sizes: of the slabs of this frame's shape and tenant the one with the fewest
-  // frames in use, if the free frames of the others can take them and none is pinned or filling.
+  // For making room across sizes: of the slabs of this frame's shape and tenant the one that lies first
+  // (so that the room made is contiguous) whose frames fit into the free frames of the others and of
+  // which none is pinned or filling.
   // Its ready frames are returned; no frame of it is handed out until EndEvacuation.
   struct Evacuation {
     uint32_t slab;

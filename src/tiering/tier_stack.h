@@ -123,7 +123,7 @@ class Session {
   absl::flat_hash_map<uint64_t, std::unique_ptr<Lease>> leases_ ABSL_GUARDED_BY(mu_);
 };
 
-// Descriptors of one shared-memory segment, for a client to map read-only. Not owned by the receiver.
+// Descriptors of one shared-memory segment, for a client to map read-only. The receiver closes them.
 struct SegmentFds {
   int payload_fd = -1, header_fd = -1;
   uint64_t payload_bytes = 0, header_bytes = 0;

@@ -1,0 +1,272 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+#include "tiering/host_tier.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kvstore/base/check.h"
+#include "kvstore/base/log.h"
+
+namespace terrace::tiering {
+
+using kv::BlockHeader;
+using kv::FrameId;
+using kv::kExtentBytes;
+
+HostTier::HostTier(const Options& options, MemoryBudget* budget,
+                   std::function<void(kv::TenantId, uint32_t)> segment_gone)
+    : options_(options),
+      budget_(budget),
+      segment_gone_(std::move(segment_gone)),
+      pool_(options.max_slabs, options.overhead_bytes_per_frame, budget),
+      mapped_(new Mapped[kMaxSegments]) {
+  if (options_.prefault) {
+    prefaulter_ = std::thread([this] { Prefault(); });
+    pthread_setname_np(prefaulter_.native_handle(), "terrace-fault");
+  }
+}
+
+HostTier::~HostTier() {
+  {
+    MutexLock lock(&mu_);
+    closing_ = true;
+  }
+  wake_.SignalAll();
+  if (prefaulter_.joinable()) prefaulter_.join();
+  MutexLock lock(&mu_);
+  budget_->Release(arena_used_);
+}
+
+// Charges the budget and the arena's limit; null when either is used up or the kernel refuses.
+std::unique_ptr<SharedSegment> HostTier::MakeSegment(uint64_t bytes) {
+  uint32_t id;
+  {
+    MutexLock lock(&mu_);
+    if (closing_ || bytes > options_.arena_bytes - std::min(options_.arena_bytes, arena_used_)) return nullptr;
+    if (segments_.size() + spare_.size() + 1 >= kMaxSegments) return nullptr;
+    if (!budget_->TryCharge(bytes)) return nullptr;
+    arena_used_ += bytes;
+    // Ids are not used twice while either segment lives.
+    while (segments_.contains(next_id_) || next_id_ % kMaxSegments == 0) ++next_id_;
+    id = next_id_++;
+  }
+  using Clients = SharedMemory::Clients;
+  auto payload = options_.huge_pages
+                     ? SharedMemory::Create("terrace-payload", bytes, Clients::kMayOnlyRead, true)
+                     : absl::UnavailableError("huge pages are off");
+  if (absl::IsUnavailable(payload.status())) {
+    payload = SharedMemory::Create("terrace-payload", bytes, Clients::kMayOnlyRead, false);
+  }
+  auto headers = SharedMemory::Create("terrace-headers", bytes / kExtentBytes * kv::kHeaderBytesPerExtent,
+                                      Clients::kMayOnlyRead, false);
+  if (!payload.ok() || !headers.ok()) {
+    Log(LogLevel::kError, "segment_refused",
+        {{"error", (payload.ok() ? headers.status() : payload.status()).message()}});
+    MutexLock lock(&mu_);
+    arena_used_ -= bytes;
+    budget_->Release(bytes);
+    return nullptr;
+  }
+  auto segment = std::make_unique<SharedSegment>();
+  segment->id = id;
+  segment->payload = *std::move(payload);
+  segment->headers = *std::move(headers);
+  mapped_[id % kMaxSegments] = {segment->payload->data(), segment->headers->data()};
+  return segment;
+}
+
+bool HostTier::AddSegment(kv::TenantId tenant, uint64_t least_bytes) {
+  std::unique_ptr<SharedSegment> segment;
+  {
+    MutexLock lock(&mu_);
+    if (!spare_.empty() && spare_.front()->payload->bytes() >= least_bytes) {
+      segment = std::move(spare_.front());
+      spare_.pop_front();
+    }
+  }
+  if (segment == nullptr) segment = MakeSegment(std::max(options_.segment_bytes, least_bytes));
+  // The end of the arena may be shorter than a whole segment.
+  if (segment == nullptr) segment = MakeSegment(least_bytes);
+  while (segment == nullptr && GiveUpSpare()) segment = MakeSegment(least_bytes);
+  if (segment == nullptr) return false;
+  const uint32_t id = segment->id;
+  const auto extents = static_cast<uint32_t>(segment->payload->bytes() / kExtentBytes);
+  {
+    MutexLock lock(&mu_);
+    segments_[id] = {tenant, std::move(segment)};
+  }
+  pool_.AddSegment(id, tenant, extents);
+  wake_.SignalOne();
+  return true;
+}
+
+std::optional<FrameId> HostTier::TryAllocate(kv::TenantId tenant, uint64_t block_bytes) {
+  const uint64_t slab_bytes = kv::ShapeFor(block_bytes).extents * kExtentBytes;
+  if (slab_bytes > options_.arena_bytes) return std::nullopt;
+  while (true) {
+    bool no_metadata = false;
+    if (const auto frame = pool_.Allocate(tenant, block_bytes, &no_metadata)) return frame;
+    // Tables eat into what was set aside for payloads: one spare segment pays for many slabs.
+    if (no_metadata ? !GiveUpSpare() : !AddSegment(tenant, slab_bytes)) return std::nullopt;
+  }
+}
+
+bool HostTier::GiveUpEmptySegment(kv::TenantId wanted_by) {
+  auto id = pool_.RemoveEmptySegment(std::nullopt, wanted_by);
+  if (!id.has_value()) id = pool_.RemoveEmptySegment(wanted_by, std::nullopt);
+  if (!id.has_value()) return false;
+  Owned gone;
+  {
+    MutexLock lock(&mu_);
+    auto node = segments_.extract(*id);
+    gone = std::move(node.mapped());
+    const uint64_t bytes = gone.segment->payload->bytes();
+    arena_used_ -= bytes;
+    budget_->Release(bytes);
+  }
+  segment_gone_(gone.tenant, *id);
+  return true;
+}
+
+bool HostTier::GiveUpSpare() {
+  std::unique_ptr<SharedSegment> spare;
+  MutexLock lock(&mu_);
+  if (spare_.empty()) return false;
+  spare = std::move(spare_.back());
+  spare_.pop_back();
+  arena_used_ -= spare->payload->bytes();
+  budget_->Release(spare->payload->bytes());
+  return true;
+}
+
+void HostTier::Prefault() {
+  constexpr uint64_t kStep = 8 << 20;  // a few milliseconds: closing waits no longer
+  while (true) {
+    auto segment = MakeSegment(options_.segment_bytes);
+    if (segment == nullptr) {
+      // All memory is spoken for. What is given up later is faulted in by its next user.
+      MutexLock lock(&mu_);
+      while (!closing_) wake_.Wait(&mu_);
+      return;
+    }
+    for (uint64_t at = 0; at < segment->payload->bytes(); at += kStep) {
+      {
+        MutexLock lock(&mu_);
+        if (closing_) {
+          spare_.push_back(std::move(segment));
+          return;
+        }
+      }
+      const uint64_t step = std::min(kStep, segment->payload->bytes() - at);
+      segment->payload->Populate(at, step);
+      prefaulted_.fetch_add(step, std::memory_order_relaxed);
+    }
+    MutexLock lock(&mu_);
+    spare_.push_back(std::move(segment));
+  }
+}
+
+const HostTier::Mapped& HostTier::MappedAt(uint32_t segment_id) const {
+  return mapped_[segment_id % kMaxSegments];
+}
+
+BlockHeader* HostTier::Header(const kv::FramePool::Place& place) const {
+  return reinterpret_cast<BlockHeader*>(MappedAt(place.segment_id).headers +
+                                        place.header_offset * kv::kHeaderUnit);
+}
+
+std::byte* HostTier::Payload(FrameId frame) const {
+  const auto place = pool_.PlaceOf(frame);
+  return MappedAt(place.segment_id).payload + place.payload_offset;
+}
+
+uint64_t HostTier::WriteHeader(FrameId frame, const kv::KeySpace& key_space, const kv::BlockKey& key,
+                               std::span<const uint64_t> checksums) {
+  BlockHeader* header = Header(pool_.PlaceOf(frame));
+  TERRACE_CHECK(kv::LoadGeneration(header) == 0);
+  const uint64_t generation = pool_.NextGeneration();
+  BlockHeader fields{};
+  fields.magic = kv::kBlockHeaderMagic;
+  fields.version = kv::kBlockHeaderVersion;
+  fields.payload_bytes = key_space.identity.block_bytes;
+  fields.segment_bytes = kChecksumSegmentBytes;
+  fields.n_checksums = static_cast<uint32_t>(checksums.size());
+  std::memcpy(fields.key_space_digest, key_space.digest.data(), 32);
+  std::memcpy(fields.key, key.bytes.data(), 32);
+  fields.header_checksum = kv::ComputeHeaderChecksum(fields, generation, checksums.data());
+  std::memcpy(header, &fields, sizeof(fields));
+  std::memcpy(header->checksums(), checksums.data(), checksums.size_bytes());
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  kv::StoreGeneration(header, generation);
+  return generation;
+}
+
+bool HostTier::Check(FrameId frame, const kv::KeySpace& key_space, const kv::BlockKey& key,
+                     std::span<std::byte> target) const {
+  const auto place = pool_.PlaceOf(frame);
+  const BlockHeader* header = Header(place);
+  const uint64_t bytes = key_space.identity.block_bytes;
+  if (kv::CheckHeader(header, key_space.digest.data(), key.bytes.data(), place.generation, bytes) !=
+      kv::HeaderVerdict::kOk) {
+    return false;
+  }
+  std::vector<uint64_t> checksums(header->checksums(), header->checksums() + ChecksumCount(bytes));
+  const Piece source{MappedAt(place.segment_id).payload + place.payload_offset, bytes};
+  const Piece into{target.data(), target.size()};
+  return CopyBlock({&source, 1}, {&into, target.empty() ? 0u : 1u},
+                   IdentitySeed(key_space.digest.data(), key.bytes.data(), bytes), CopyCheck::kVerify,
+                   checksums, CopyStores::kCached);
+}
+
+// Readers that hold a stale ref must see that the frame is no longer theirs before a byte changes.
+void HostTier::Recycle(FrameId frame) {
+  kv::StoreGeneration(Header(pool_.PlaceOf(frame)), 0);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  pool_.Recycle(frame);
+}
+
+void HostTier::Retire(FrameId frame) {
+  if (pool_.Retire(frame)) Recycle(frame);
+}
+
+void HostTier::Abandon(FrameId frame) { Recycle(frame); }
+
+void HostTier::Unpin(FrameId frame) {
+  if (pool_.Unpin(frame)) Recycle(frame);
+}
+
+bool HostTier::CopyFrame(FrameId source, FrameId target, const kv::KeySpace& key_space,
+                         const kv::BlockKey& key) {
+  const uint64_t bytes = key_space.identity.block_bytes;
+  if (!Check(source, key_space, key, {Payload(target), bytes})) return false;
+  const BlockHeader* header = Header(pool_.PlaceOf(source));
+  const std::vector<uint64_t> checksums(header->checksums(), header->checksums() + ChecksumCount(bytes));
+  const uint64_t generation = WriteHeader(target, key_space, key, checksums);
+  pool_.MakeReady(target, generation);
+  pool_.SetBlock(target, pool_.PlaceOf(source).block);
+  return true;
+}
+
+std::optional<HostTier::Fds> HostTier::FindSegment(uint32_t segment_id,
+                                                    kv::TenantId tenant) const {
+  MutexLock lock(&mu_);
+  const auto it = segments_.find(segment_id);
+  if (it == segments_.end() || it->second.tenant != tenant) return std::nullopt;
+  const SharedSegment& segment = *it->second.segment;
+  // Duplicated under the lock: the segment may be gone, and its descriptor's number another tenant's,
+  // before the caller has sent it.
+  const int payload = fcntl(segment.payload->fd(), F_DUPFD_CLOEXEC, 0);
+  const int headers = fcntl(segment.headers->fd(), F_DUPFD_CLOEXEC, 0);
+  if (payload < 0 || headers < 0) {
+    if (payload >= 0) close(payload);
+    if (headers >= 0) close(headers);
+    return std::nullopt;
+  }
+  return Fds{payload, headers, segment.payload->bytes(), segment.headers->bytes()};
+}
+
+}  // namespace terrace::tiering

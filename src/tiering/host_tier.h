@@ -1,0 +1,116 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+//
+// HostTier: the bytes behind the frames in host memory. Owns the shared-memory segments and the
+// FramePool over them, grows segment by segment within the budget, writes and checks headers.
+// Knows frames, not which keys are where; holds no policy.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "kvstore/base/memory_budget.h"
+#include "kvstore/base/mutex.h"
+#include "kvstore/block_header.h"
+#include "kvstore/block_key.h"
+#include "kvstore/frame_pool.h"
+#include "kvstore/key_space.h"
+#include "tiering/shared_segment.h"
+
+namespace terrace::tiering {
+
+// Owner: TierStack. Threads: any, and one of its own that takes the page faults of segments to come.
+// Limits: the budget; segment_bytes a segment. Failure: no memory is "no frame", never an abort.
+class HostTier {
+ public:
+  struct Options {
+    uint64_t segment_bytes = 0;  // multiple of kExtentBytes, >= 16 MiB
+    uint64_t arena_bytes = 0;    // most payload bytes in segments
+    bool prefault = true, huge_pages = true;
+    uint32_t max_slabs = 1 << 20;
+    uint64_t overhead_bytes_per_frame = 64;
+  };
+  HostTier(const Options& options, MemoryBudget* budget,
+           std::function<void(kv::TenantId, uint32_t)> segment_gone);
+  ~HostTier();
+
+  // A free frame (Filling), from the tenant's segments or a new one. nullopt: something must go first.
+  std::optional<kv::FrameId> TryAllocate(kv::TenantId tenant, uint64_t block_bytes);
+  // Gives up an empty segment of another tenant (or of this one, when a larger one is needed).
+  bool GiveUpEmptySegment(kv::TenantId wanted_by);
+  // Gives a prefaulted segment that nobody uses back to the budget.
+  bool GiveUpSpare();
+
+  kv::FramePool& pool() { return pool_; }
+  const kv::FramePool& pool() const { return pool_; }
+
+  // REQUIRES: the frame is filling, pinned or otherwise held.
+  std::byte* Payload(kv::FrameId frame) const;
+  // Completes a fill whose payload is in place; returns the generation.
+  uint64_t WriteHeader(kv::FrameId frame, const kv::KeySpace& key_space, const kv::BlockKey& key,
+                       std::span<const uint64_t> checksums);
+  // Reads the block and checks everything. REQUIRES: pinned. target empty: check in place only.
+  bool Check(kv::FrameId frame, const kv::KeySpace& key_space, const kv::BlockKey& key,
+             std::span<std::byte> target) const;
+
+  // From out-of-the-index or filling to free, now or with the last unpin.
+  void Retire(kv::FrameId frame);
+  void Abandon(kv::FrameId frame);
+  void Unpin(kv::FrameId frame);
+  // Copies a ready frame to a filling one: same block, new generation. False if it fails its check.
+  bool CopyFrame(kv::FrameId source, kv::FrameId target, const kv::KeySpace& key_space,
+                 const kv::BlockKey& key);
+
+  struct Fds {
+    int payload, headers;
+    uint64_t payload_bytes, header_bytes;
+  };
+  // The descriptors belong to the caller.
+  std::optional<Fds> FindSegment(uint32_t segment_id, kv::TenantId tenant) const;
+
+  uint64_t capacity_bytes() const { return options_.arena_bytes; }
+  uint64_t prefaulted_bytes() const { return prefaulted_.load(std::memory_order_relaxed); }
+
+ private:
+  static constexpr uint32_t kMaxSegments = 1 << 16;
+  struct Mapped {
+    std::byte* payload = nullptr;
+    std::byte* headers = nullptr;
+  };
+  std::unique_ptr<SharedSegment> MakeSegment(uint64_t bytes);
+  bool AddSegment(kv::TenantId tenant, uint64_t least_bytes);
+  void Prefault();
+  void Recycle(kv::FrameId frame);
+  kv::BlockHeader* Header(const kv::FramePool::Place& place) const;
+  const Mapped& MappedAt(uint32_t segment_id) const;
+
+  const Options options_;
+  MemoryBudget* const budget_;
+  const std::function<void(kv::TenantId, uint32_t)> segment_gone_;
+  kv::FramePool pool_;
+  std::unique_ptr<Mapped[]> mapped_;  // by id % kMaxSegments; set before any frame of it exists
+  std::atomic<uint64_t> prefaulted_{0};
+
+  mutable Mutex mu_;
+  CondVar wake_;
+  bool closing_ ABSL_GUARDED_BY(mu_) = false;
+  uint64_t arena_used_ ABSL_GUARDED_BY(mu_) = 0;  // payload bytes of all segments, spare ones too
+  uint32_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
+  struct Owned {
+    kv::TenantId tenant;
+    std::unique_ptr<SharedSegment> segment;
+  };
+  std::map<uint32_t, Owned> segments_ ABSL_GUARDED_BY(mu_);
+  std::deque<std::unique_ptr<SharedSegment>> spare_ ABSL_GUARDED_BY(mu_);
+  std::thread prefaulter_;
+};
+
+}  // namespace terrace::tiering

@@ -1,0 +1,169 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kvstore/base/log.h"
+#include "kvstore/base/status_macros.h"
+#include "tiering/tier_stack_impl.h"
+
+namespace terrace::tiering {
+
+using kv::BlockKey;
+using kv::KeySpace;
+using kv::PrefixIndex;
+
+namespace {
+
+absl::Status NoSuchLease() {
+  return absl::NotFoundError(
+      "no such lease in this session: it was released, is too old, or never was; look up again");
+}
+
+}  // namespace
+
+Session::Session(TierStack* stack, uint64_t id, kv::TenantId tenant)
+    : stack_(stack), id_(id), tenant_(tenant) {}
+
+Session::~Session() {
+  TierStack::Impl& impl = *stack_->impl_;
+  {
+    MutexLock lock(&impl.mu);
+    impl.sessions.erase(id_);
+  }
+  MutexLock lock(&mu_);
+  for (auto& [id, lease] : leases_) {
+    for (const kv::FrameId frame : lease->frames) impl.tier.Unpin(frame);
+  }
+  impl.leases.fetch_sub(static_cast<int64_t>(leases_.size()), std::memory_order_relaxed);
+  impl.leases_reclaimed_session->Add(leases_.size());
+}
+
+absl::StatusOr<const KeySpace*> Session::OpenKeySpace(const kv::KeySpaceIdentity& identity) {
+  TierStack::Impl& impl = *stack_->impl_;
+  return impl.key_spaces.Open(tenant_, impl.options.tenants[tenant_].name, identity);
+}
+
+absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::span<const BlockKey> keys,
+                                             LookupMode mode, uint64_t lease_id) {
+  TierStack::Impl& impl = *stack_->impl_;
+  const KeySpace* key_space = impl.key_spaces.Find(tenant_, key_space_id);
+  if (key_space == nullptr) {
+    return absl::NotFoundError(absl::StrCat("no key space ", key_space_id,
+                                            " for this tenant; open it on this daemon first"));
+  }
+  const bool pin = lease_id != kNoLease;
+  MutexLock lock(&mu_);
+  Lease* lease = nullptr;
+  std::unique_ptr<Lease> fresh;
+  if (pin && lease_id != kNewLease) {
+    const auto it = leases_.find(lease_id);
+    if (it == leases_.end()) return NoSuchLease();
+    lease = it->second.get();
+  } else if (pin) {
+    if (leases_.size() >= impl.options.max_leases_per_session) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "this session holds ", leases_.size(), " leases already; release some (limits.max_leases_per_session)"));
+    }
+    fresh = std::make_unique<Lease>();
+    lease = fresh.get();
+  }
+
+  std::vector<PrefixIndex::Found> found(keys.size());
+  bool refused = false;
+  const bool prefix = mode == LookupMode::kPrefix;
+  const uint32_t n_here = impl.catalog.Find(
+      *key_space, keys, prefix, pin, [&impl] { return impl.MayLease(); }, found, &refused);
+
+  LookupAnswer answer;
+  answer.n_here = n_here;
+  answer.places.reserve(prefix ? std::min<size_t>(n_here + 1, keys.size()) : keys.size());
+  const TenantCounters& counters = impl.tenants[tenant_];
+  bool leading = true;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    BlockPlace place;
+    if (found[i].block != kv::kNoBlock) {
+      answer.n_prefix += leading;
+      if (pin) {
+        const auto at = impl.tier.pool().PlaceOf(found[i].frame);
+        place = {Reason::kNone, at.segment_id, at.header_offset,
+                 static_cast<uint32_t>(key_space->identity.block_bytes), at.payload_offset, at.generation};
+        lease->frames.push_back(found[i].frame);
+      }
+    } else {
+      if (prefix && !leading) {
+        counters.miss_blocks[static_cast<int>(Reason::kAfterMiss)]->Add(keys.size() - i);
+        break;
+      }
+      place.reason = refused ? Reason::kLeaseLimit : impl.catalog.WhyMissing(*key_space, keys[i]);
+      counters.miss_blocks[static_cast<int>(place.reason)]->Add();
+      leading = false;
+    }
+    answer.places.push_back(place);
+  }
+  counters.lookup_blocks->Add(keys.size());
+  counters.hit_blocks->Add(n_here);
+  const uint64_t tokens = key_space->identity.tokens_per_block;
+  counters.lookup_tokens->Add(keys.size() * tokens);
+  counters.hit_tokens->Add(n_here * tokens);
+
+  if (pin && (n_here > 0 || fresh == nullptr)) {
+    lease->expires_ns = impl.clock->NowNs() + impl.options.lease_max_age_ns;
+    answer.lease_id = lease_id;
+    if (fresh != nullptr) {
+      answer.lease_id = impl.NewLeaseId();
+      leases_.emplace(answer.lease_id, std::move(fresh));
+      impl.leases.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+  return answer;
+}
+
+absl::Status Session::Release(uint64_t lease_id) {
+  TierStack::Impl& impl = *stack_->impl_;
+  std::unique_ptr<Lease> lease;
+  {
+    MutexLock lock(&mu_);
+    auto node = leases_.extract(lease_id);
+    if (node.empty()) return NoSuchLease();
+    lease = std::move(node.mapped());
+  }
+  for (const kv::FrameId frame : lease->frames) impl.tier.Unpin(frame);
+  impl.leases.fetch_sub(1, std::memory_order_relaxed);
+  impl.leases_released->Add();
+  return absl::OkStatus();
+}
+
+absl::Status Session::Renew(uint64_t lease_id) {
+  TierStack::Impl& impl = *stack_->impl_;
+  MutexLock lock(&mu_);
+  const auto it = leases_.find(lease_id);
+  if (it == leases_.end()) return NoSuchLease();
+  it->second->expires_ns = impl.clock->NowNs() + impl.options.lease_max_age_ns;
+  return absl::OkStatus();
+}
+
+void Session::Put(PutRequest request) { stack_->impl_->Put(*this, std::move(request)); }
+
+uint64_t Session::lease_count() const {
+  MutexLock lock(&mu_);
+  return leases_.size();
+}
+
+void Session::ExpireLeases(int64_t now_ns) {
+  TierStack::Impl& impl = *stack_->impl_;
+  MutexLock lock(&mu_);
+  for (auto it = leases_.begin(); it != leases_.end();) {
+    if (it->second->expires_ns > now_ns) {
+      ++it;
+      continue;
+    }
+    for (const kv::FrameId frame : it->second->frames) impl.tier.Unpin(frame);
+    leases_.erase(it++);
+    impl.leases.fetch_sub(1, std::memory_order_relaxed);
+    impl.leases_expired->Add();
+    Log(LogLevel::kWarning, "lease_expired", {{"session", id_}});
+  }
+}
+
+}  // namespace terrace::tiering

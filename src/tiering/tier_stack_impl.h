@@ -1,0 +1,79 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+//
+// What TierStack and Session share. Internal to src/tiering.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gpu/host_copy_engine.h"
+#include "kvstore/base/memory_budget.h"
+#include "tiering/catalog.h"
+#include "tiering/host_tier.h"
+#include "tiering/tier_stack.h"
+
+namespace terrace::tiering {
+
+// Metrics of one tenant.
+struct TenantCounters {
+  Counter* lookup_blocks;
+  Counter* hit_blocks;
+  Counter* lookup_tokens;
+  Counter* hit_tokens;
+  Counter* miss_blocks[kReasonCount];   // by Reason; null where a lookup cannot answer it
+  Counter* store_blocks[kReasonCount];  // by Reason; null where a store cannot end so
+};
+
+// Owner: TierStack. Threads: any. Members are built in this order and destroyed in reverse; the copy
+// engine goes first, so that no completion finds a half-destroyed stack.
+class TierStack::Impl {
+ public:
+  Impl(const TierStackOptions& options, const Clock* clock, MetricRegistry* metrics,
+       std::unique_ptr<EvictionPolicy> policy, uint64_t arena_bytes, uint64_t index_capacity,
+       uint64_t static_bytes);
+  ~Impl();
+
+  void RegisterMetrics(MetricRegistry* metrics);
+  void Put(const Session& session, PutRequest request);
+  // Checks a pinned frame; drops the block and counts when it is bad.
+  bool CheckPinned(const kv::KeySpace& key_space, const kv::BlockKey& key, kv::FrameId frame,
+                   std::span<std::byte> target);
+  bool MayLease() const {
+    return static_cast<double>(tier.pool().pinned_bytes()) <
+           options.max_leased_ratio * static_cast<double>(tier.capacity_bytes());
+  }
+  uint64_t NewLeaseId();
+
+  const TierStackOptions options;
+  const Clock* const clock;
+  MemoryBudget budget;
+  kv::KeySpaceTable key_spaces;
+  std::vector<TenantCounters> tenants;
+  Counter *evictions = nullptr, *evicted_bytes = nullptr, *moved_bytes = nullptr;
+  Counter *integrity_checksum, *leases_expired, *leases_reclaimed_session, *leases_released;
+  Counter *host_in_bytes, *host_out_bytes, *scrub_bytes;
+  Histogram* store_duration;
+  std::atomic<int64_t> leases{0};
+  std::atomic<uint64_t> next_session{1}, next_lease{1};
+  const uint64_t lease_secret;
+  std::atomic<bool> draining{false};
+
+  mutable Mutex mu;
+  std::function<void(kv::TenantId, uint32_t)> segment_gone ABSL_GUARDED_BY(mu);
+  absl::flat_hash_map<uint64_t, Session*> sessions ABSL_GUARDED_BY(mu);
+
+  HostTier tier;
+  Catalog catalog;
+  gpu::HostCopyEngine copies;
+};
+
+// The set of pins of one lease.
+struct Session::Lease {
+  std::vector<kv::FrameId> frames;
+  int64_t expires_ns = 0;
+};
+
+}  // namespace terrace::tiering
