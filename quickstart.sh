@@ -102,8 +102,9 @@ cat <<'TEXT'
 
        export PYTHONPATH=plugins/vllm TERRACE_SOCKET=/run/terrace/engine.sock
        export TERRACE_LIBRARY=$PWD/build/release/lib/libterrace.so
-       vllm serve MODEL --kv-transfer-config '{"kv_connector": "TerraceConnector",
-         "kv_connector_module_path": "terrace_vllm.connector", "kv_role": "kv_both"}'
+       .venv/bin/python -m vllm.entrypoints.openai.api_server --model MODEL --kv-transfer-config \
+         '{"kv_connector": "TerraceConnector", "kv_connector_module_path": "terrace_vllm.connector",
+           "kv_role": "kv_both"}'
 
   3. Watch:  build/release/bin/terracectl top
 
