@@ -85,7 +85,8 @@ run_pytest() {  # run_pytest NAME SECONDS FOLDER...: folders that exist; none is
     echo "no tests in $*" >"$RESULTS/$name/status"
     return 0
   fi
-  PYTHONPATH="$ROOT/plugins/vllm${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 suite "$name" "$seconds" \
+  TERRACE_LIBRARY="$ROOT/build/release/lib/libterrace.so" TERRACE_BIN_DIR="$ROOT/build/release/bin" \
+    PYTHONPATH="$ROOT/plugins/vllm${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 suite "$name" "$seconds" \
     .venv/bin/python -m pytest -p no:cacheprovider -ra -q --timeout 300 \
     --junitxml "$RESULTS/$name/pytest.xml" "${folders[@]}"
 }
