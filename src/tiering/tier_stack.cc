@@ -250,9 +250,11 @@ void TierStack::Step() {
   for (auto& [id, session] : impl_->sessions) session->ExpireLeases(now);
 }
 
+void TierStack::WaitForStores() { impl_->copies.Drain(); }
+
 void TierStack::Drain() {
   impl_->draining.store(true, std::memory_order_relaxed);
-  impl_->copies.Drain();
+  WaitForStores();
 }
 
 }  // namespace terrace::tiering

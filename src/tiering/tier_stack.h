@@ -203,6 +203,8 @@ class TierStack {
   // ~100 ms; public so that tests with a fake clock can drive it.
   void Step();
 
+  // Waits for the stores under way (their done was called).
+  void WaitForStores();
   // No new stores; waits for those under way. Lookups go on.
   void Drain();
 
