@@ -33,6 +33,7 @@ struct Config {
   uint64_t staging_bytes = 16ull << 20;    // engine.staging_bytes, default per storing connection
   uint64_t staging_bytes_max = 256ull << 20;
   std::string grpc_listen;   // grpc.listen: loopback TCP, without AdminService; "" = off
+  std::vector<uint32_t> grpc_admin_uids;  // grpc.admin_uids; empty: everyone who may open the socket
   std::string http_listen = "127.0.0.1:9464";  // http.listen: /metrics /healthz /readyz; "" = off; port 0 = free port
   bool http_allow_remote = false;    // http.allow_remote: http.listen may be other than loopback
   std::string log_level = "info";    // log.level

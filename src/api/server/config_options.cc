@@ -1,0 +1,267 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+#include "api/server/config_options.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "api/server/config_value.h"
+#include "kvstore/base/status_macros.h"
+
+namespace terrace::api {
+namespace {
+
+constexpr uint64_t kMaxSize = std::numeric_limits<int64_t>::max();
+
+std::string ToString(absl::string_view text) { return {text.data(), text.size()}; }
+
+absl::Status SetSize(absl::string_view text, uint64_t min, uint64_t* target) {
+  ASSIGN_OR_RETURN(const uint64_t value, ParseSize(text));
+  if (value < min || value > kMaxSize) {
+    return absl::InvalidArgumentError(absl::StrCat("a size of at least ", FormatSize(min)));
+  }
+  *target = value;
+  return absl::OkStatus();
+}
+
+absl::Status SetUint(absl::string_view text, uint32_t min, uint32_t max, uint32_t* target) {
+  ASSIGN_OR_RETURN(const uint64_t value, ParseUint(text, min, max));
+  *target = static_cast<uint32_t>(value);
+  return absl::OkStatus();
+}
+
+absl::Status SetBool(absl::string_view text, bool* target) {
+  ASSIGN_OR_RETURN(*target, ParseBool(text));
+  return absl::OkStatus();
+}
+
+absl::Status SetWord(absl::string_view text, std::initializer_list<const char*> words, std::string* target) {
+  std::string accepted;
+  for (const char* word : words) {
+    if (text == word) {
+      *target = word;
+      return absl::OkStatus();
+    }
+    absl::StrAppend(&accepted, accepted.empty() ? "one of " : ", ", word);
+  }
+  return absl::InvalidArgumentError(accepted);
+}
+
+absl::Status SetPath(absl::string_view text, bool may_be_empty, std::string* target) {
+  // A Unix socket's address holds 107 bytes; run_dir needs room for the socket's name behind it.
+  if (text.empty() ? !may_be_empty : (text[0] != '/' || text.size() > 100)) {
+    return absl::InvalidArgumentError("an absolute path of at most 100 bytes");
+  }
+  *target = ToString(text);
+  return absl::OkStatus();
+}
+
+absl::Status SetAddress(absl::string_view text, std::string* target) {
+  const size_t colon = text.rfind(':');
+  if (!text.empty() && (colon == absl::string_view::npos || colon == 0 ||
+                        !ParseUint(text.substr(colon + 1), 0, 65535).ok())) {
+    return absl::InvalidArgumentError("ADDRESS:PORT such as 127.0.0.1:9464, or nothing for off");
+  }
+  *target = ToString(text);
+  return absl::OkStatus();
+}
+
+absl::Status SetBudget(absl::string_view text, Config* config) {
+  const absl::Status wrong =
+      absl::InvalidArgumentError("a size such as 64GiB, or a share of the machine's memory such as 25%");
+  if (!text.empty() && text.back() == '%') {
+    const absl::StatusOr<double> ratio = ParseRatio(text);
+    if (!ratio.ok() || *ratio <= 0) return wrong;
+  } else {
+    uint64_t ignored = 0;
+    const absl::StatusOr<uint64_t> bytes = ParseSize(text);
+    if (!bytes.ok()) return wrong;
+    RETURN_IF_ERROR(SetSize(text, 64ull << 20, &ignored));
+  }
+  config->host_budget = ToString(text);
+  return absl::OkStatus();
+}
+
+// "1000,1001"; nothing for an empty list.
+absl::Status SetUids(absl::string_view text, std::vector<uint32_t>* target) {
+  std::vector<uint32_t> uids;
+  for (const absl::string_view part : absl::StrSplit(text, ',', absl::SkipWhitespace())) {
+    const absl::StatusOr<uint64_t> uid = ParseUint(absl::StripAsciiWhitespace(part), 0, 4'294'967'294);
+    if (!uid.ok()) return absl::InvalidArgumentError("a list of user ids such as [1000, 1001]");
+    uids.push_back(static_cast<uint32_t>(*uid));
+  }
+  *target = std::move(uids);
+  return absl::OkStatus();
+}
+
+std::string BoolText(bool value) { return value ? "true" : "false"; }
+
+std::vector<ConfigOption> MakeOptions() {
+  using tv = absl::string_view;
+  return {
+      {"run_dir", "path",
+       "Directory of the lock file and the sockets, made with mode 0750. One daemon per directory.",
+       [](tv t, Config* c) { return SetPath(t, false, &c->run_dir); }, [](const Config& c) { return c.run_dir; }},
+      {"host.budget", "size or %",
+       "Everything the daemon may use of the host's memory: payloads, tables, staging, the process itself. A share "
+       "counts from physical memory, or from the control group's limit where that is lower.",
+       [](tv t, Config* c) { return SetBudget(t, c); }, [](const Config& c) { return c.host_budget; }},
+      {"host.process_bytes", "size",
+       "Part of the budget set aside for code, gRPC, stacks and small allocations.",
+       [](tv t, Config* c) { return SetSize(t, 8ull << 20, &c->stack.process_bytes); },
+       [](const Config& c) { return FormatSize(c.stack.process_bytes); }},
+      {"host.prefault", "bool",
+       "Touch the memory in the background after the start, so that no store pays for page faults.",
+       [](tv t, Config* c) { return SetBool(t, &c->stack.prefault); },
+       [](const Config& c) { return BoolText(c.stack.prefault); }},
+      {"host.huge_pages", "bool", "Use reserved huge pages (`vm.nr_hugepages`) for payloads as far as they reach.",
+       [](tv t, Config* c) { return SetBool(t, &c->stack.huge_pages); },
+       [](const Config& c) { return BoolText(c.stack.huge_pages); }},
+      {"host.eviction_policy", "word", "Order in which blocks make room: `lru`.",
+       [](tv t, Config* c) { return SetWord(t, {"lru"}, &c->stack.eviction_policy); },
+       [](const Config& c) { return c.stack.eviction_policy; }},
+      {"host.store_threads", "number", "Threads that copy stored blocks in. 0: 1 on up to 4 cores, else 2.",
+       [](tv t, Config* c) { return SetUint(t, 0, 64, &c->stack.store_threads); },
+       [](const Config& c) { return absl::StrCat(c.stack.store_threads); }},
+      {"host.store_queue_depth", "number",
+       "Blocks of all clients that may wait to be copied in; further stores are refused as `overload`.",
+       [](tv t, Config* c) { return SetUint(t, 1, 1'000'000, &c->stack.store_queue_depth); },
+       [](const Config& c) { return absl::StrCat(c.stack.store_queue_depth); }},
+      {"host.max_key_spaces", "number", "Key spaces of all tenants that may be open.",
+       [](tv t, Config* c) { return SetUint(t, 1, 1'000'000, &c->stack.max_key_spaces); },
+       [](const Config& c) { return absl::StrCat(c.stack.max_key_spaces); }},
+      {"host.max_leases_per_session", "number", "Leases that one client may hold.",
+       [](tv t, Config* c) { return SetUint(t, 1, 100'000'000, &c->stack.max_leases_per_session); },
+       [](const Config& c) { return absl::StrCat(c.stack.max_leases_per_session); }},
+      {"host.max_leased_ratio", "ratio",
+       "Share of the host tier that may be under lease; beyond it blocks are answered as `lease_limit`.",
+       [](tv t, Config* c) -> absl::Status {
+         ASSIGN_OR_RETURN(c->stack.max_leased_ratio, ParseRatio(t));
+         return absl::OkStatus();
+       },
+       [](const Config& c) { return absl::StrCat(c.stack.max_leased_ratio); }},
+      {"host.lease_max_age", "duration",
+       "A lease not renewed for so long ends. The second line of defence: a client that dies loses its leases at "
+       "once.",
+       [](tv t, Config* c) -> absl::Status {
+         ASSIGN_OR_RETURN(const int64_t ns, ParseDuration(t));
+         if (ns < 1'000'000'000) return absl::InvalidArgumentError("a duration of at least 1s");
+         c->stack.lease_max_age_ns = ns;
+         return absl::OkStatus();
+       },
+       [](const Config& c) { return FormatDuration(c.stack.lease_max_age_ns); }},
+      {"engine.socket", "path", "Socket of `libterrace`. Empty: `run_dir`/engine.sock.",
+       [](tv t, Config* c) { return SetPath(t, true, &c->engine_socket); },
+       [](const Config& c) { return c.engine_socket; }},
+      {"engine.socket_mode", "mode", "Permission bits of both sockets: who may connect at all.",
+       [](tv t, Config* c) -> absl::Status {
+         ASSIGN_OR_RETURN(c->socket_mode, ParseMode(t));
+         return absl::OkStatus();
+       },
+       [](const Config& c) { return FormatMode(c.socket_mode); }},
+      {"engine.threads", "number", "Threads that answer the engine socket. 0: 1 on up to 4 cores, else 2.",
+       [](tv t, Config* c) { return SetUint(t, 0, 64, &c->engine_threads); },
+       [](const Config& c) { return absl::StrCat(c.engine_threads); }},
+      {"engine.max_connections", "number", "Connections of the engine socket. A client uses two.",
+       [](tv t, Config* c) { return SetUint(t, 1, 1'000'000, &c->max_connections); },
+       [](const Config& c) { return absl::StrCat(c.max_connections); }},
+      {"engine.max_connections_per_uid", "number", "The same for one user id.",
+       [](tv t, Config* c) { return SetUint(t, 1, 1'000'000, &c->max_connections_per_uid); },
+       [](const Config& c) { return absl::StrCat(c.max_connections_per_uid); }},
+      {"engine.staging_bytes", "size",
+       "Shared memory through which a client stores, if it asks for no other size. Charged to the budget. A block "
+       "must fit in.",
+       [](tv t, Config* c) { return SetSize(t, 64ull << 10, &c->staging_bytes); },
+       [](const Config& c) { return FormatSize(c.staging_bytes); }},
+      {"engine.staging_bytes_max", "size", "The most that a client may ask for.",
+       [](tv t, Config* c) { return SetSize(t, 64ull << 10, &c->staging_bytes_max); },
+       [](const Config& c) { return FormatSize(c.staging_bytes_max); }},
+      {"grpc.socket", "path", "Unix socket of the gRPC API and of `terracectl`. Empty: `run_dir`/grpc.sock.",
+       [](tv t, Config* c) { return SetPath(t, true, &c->grpc_socket); },
+       [](const Config& c) { return c.grpc_socket; }},
+      {"grpc.listen", "address", "Loopback TCP address of the gRPC API, without administration. Empty: off.",
+       [](tv t, Config* c) { return SetAddress(t, &c->grpc_listen); },
+       [](const Config& c) { return c.grpc_listen; }},
+      {"grpc.admin_uids", "user ids",
+       "User ids that may administer (`terracectl`) besides root and the daemon's own. Empty: everyone who may open "
+       "the socket.",
+       [](tv t, Config* c) { return SetUids(t, &c->grpc_admin_uids); },
+       [](const Config& c) { return absl::StrJoin(c.grpc_admin_uids, ","); }},
+      {"http.listen", "address", "Where /metrics, /healthz and /readyz are. Port 0: any free one. Empty: off.",
+       [](tv t, Config* c) { return SetAddress(t, &c->http_listen); },
+       [](const Config& c) { return c.http_listen; }},
+      {"http.allow_remote", "bool",
+       "Let `http.listen` be another address than loopback. There is no access control on it.",
+       [](tv t, Config* c) { return SetBool(t, &c->http_allow_remote); },
+       [](const Config& c) { return BoolText(c.http_allow_remote); }},
+      {"log.level", "word", "`debug`, `info`, `warning` or `error`.",
+       [](tv t, Config* c) { return SetWord(t, {"debug", "info", "warning", "error"}, &c->log_level); },
+       [](const Config& c) { return c.log_level; }},
+      {"log.format", "word", "`logfmt` or `json`, on standard error.",
+       [](tv t, Config* c) { return SetWord(t, {"logfmt", "json"}, &c->log_format); },
+       [](const Config& c) { return c.log_format; }},
+  };
+}
+
+// Levenshtein's distance.
+size_t EditDistance(absl::string_view a, absl::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replace = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({replace, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row[b.size()];
+}
+
+}  // namespace
+
+std::string ConfigOption::EnvironmentName() const {
+  return absl::StrCat("TERRACE_", absl::AsciiStrToUpper(absl::StrReplaceAll(key, {{".", "_"}})));
+}
+
+std::string ConfigOption::FlagName() const {
+  return absl::StrCat("--", absl::StrReplaceAll(key, {{".", "-"}, {"_", "-"}}));
+}
+
+const std::vector<ConfigOption>& ConfigOptions() {
+  static const auto& options = *std::make_unique<std::vector<ConfigOption>>(MakeOptions()).release();
+  return options;
+}
+
+const ConfigOption* FindConfigOption(absl::string_view key) {
+  for (const ConfigOption& option : ConfigOptions()) {
+    if (key == option.key) return &option;
+  }
+  return nullptr;
+}
+
+std::string NearestConfigKey(absl::string_view key) {
+  key = key.substr(0, 100);
+  std::string nearest = kTenantsKey;
+  size_t distance = EditDistance(key, kTenantsKey);
+  for (const ConfigOption& option : ConfigOptions()) {
+    size_t d = EditDistance(key, option.key);
+    // A key given without its section, or in a wrong one, is near as well.
+    const absl::string_view name = absl::string_view(option.key).substr(absl::string_view(option.key).rfind('.') + 1);
+    d = std::min(d, EditDistance(key.substr(key.rfind('.') + 1), name) + 1);
+    if (d < distance) {
+      distance = d;
+      nearest = option.key;
+    }
+  }
+  return distance <= std::max<size_t>(2, key.size() / 2) ? nearest : "";
+}
+
+}  // namespace terrace::api
