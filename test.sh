@@ -8,7 +8,7 @@
 #   ./test.sh --cpp          all C++ tests of the release build
 #   ./test.sh --sanitizers   unit and contract tests under address+undefined and thread sanitizers
 #   ./test.sh --python       the Python tests of plugins/ and tests/python
-#   ./test.sh --e2e          terraced with vLLM engines and the examples (tests/e2e)
+#   ./test.sh --e2e          terraced with faults and with vLLM engines (tests/faults, tests/e2e)
 #
 # Options add up. Results (JUnit) and logs are left in build/test-results/.
 set -euo pipefail
@@ -130,7 +130,9 @@ if wants python; then
   run_pytest python 900 plugins/vllm/tests tests/python
 fi
 if wants e2e; then
-  step "End to end"
+  step "Faults: killed, stopped and hostile processes"
+  run_pytest faults 900 tests/faults
+  step "End to end with vLLM engines"
   run_pytest e2e 1200 tests/e2e
 fi
 

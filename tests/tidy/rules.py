@@ -9,7 +9,8 @@ LICENCE = "Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2
 LINE_COLUMNS = 120  # clang-format aims at 100; this is the hard stop
 
 # rule, pattern, where it is looked for, where it is allowed all the same, advice.
-# Searched in code: comments and the insides of literals are blanked before.
+# Searched in code: comments and the insides of literals are blanked before. One line is let off by the
+# comment `tidy: rule: reason` on it or above it.
 _NOWHERE = r"^$"
 BANS = [(rule, re.compile(pattern), re.compile(where), re.compile(except_), advice)
         for rule, pattern, where, except_, advice in (
@@ -114,6 +115,12 @@ def _allowed_new(line, previous):
                for match in re.finditer(r"\bnew\b(?!\s*\()", joined) if match.start() >= offset)
 
 
+def _waived(rule, lines, number):
+    """`tidy: rule: reason` in a comment on the line or the one above it."""
+    waiver = re.compile(r"(//|#).*\btidy: " + rule + r": \w+")
+    return any(waiver.search(line) for line in lines[max(0, number - 2):number])
+
+
 def check_file(path, text, exceptions):
     if path.startswith("tests/tidy/"):
         return []  # these files name what they look for
@@ -141,6 +148,8 @@ def check_file(path, text, exceptions):
             continue
         for number, line in enumerate(code, 1):
             if not pattern.search(line):
+                continue
+            if _waived(rule, lines, number):
                 continue
             if rule == "sleep" and re.search(r"(//|#).*\bpoll\b", lines[number - 1]):
                 continue

@@ -142,6 +142,12 @@ class Bans(unittest.TestCase):
         self.check("src/tiering/a.h", "friend class TierStack;", None)
         self.check("src/tiering/a.h", "void SetClockForTest(Clock* clock);", "for_test")
 
+    def test_waivers_name_rule_and_reason(self):
+        self.check("src/tiering/a.cc", "// tidy: detach: ends with the process\nthread.detach();", None)
+        self.check("src/tiering/a.cc", "thread.detach();  // tidy: detach: ends with the process", None)
+        self.check("src/tiering/a.cc", "thread.detach();  // tidy: detach:", "detach")
+        self.check("src/tiering/a.cc", "thread.detach();  // tidy: throw: wrong rule", "detach")
+
     def test_others(self):
         self.check("src/tiering/a.cc", "throw 1;", "throw")
         self.check("src/tiering/a.cc", "thread.detach();", "detach")
