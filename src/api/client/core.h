@@ -1,0 +1,67 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Core: what stands behind a terrace_client, and the handles of terrace.h.
+#pragma once
+
+#include <memory>
+
+#include "api/client/block_memory.h"
+#include "api/client/copy_pool.h"
+#include "api/client/fork_guard.h"
+#include "api/client/key_space.h"
+#include "api/client/link.h"
+#include "api/client/op.h"
+#include "api/client/stats.h"
+#include "api/client/store_queue.h"
+#include "api/client/terrace.h"
+
+namespace terrace::client {
+
+// Owner: shared by the client's handle and those of its key spaces, pages and operations, which may be
+// freed after it. Threads: any. Stopped by terrace_close; refuses everything afterwards.
+struct Core {
+  struct Options {
+    Link::Options link;
+    uint32_t copy_threads = 1;
+    uint64_t staging_bytes = 0;
+  };
+  explicit Core(const Options& options)
+      : link(options.link, stats),
+        copies(options.copy_threads),
+        stores(&link, options.staging_bytes) {}
+
+  void Stop() {
+    link.Stop();
+    stores.Stop();
+    copies.Stop();
+  }
+  bool InForkedChild() const { return ForkGeneration() != fork_generation; }
+
+  const uint32_t fork_generation = ForkGeneration();
+  const std::shared_ptr<Stats> stats = std::make_shared<Stats>();
+  Link link;
+  CopyPool copies;
+  StoreQueue stores;
+};
+
+// FAILED_PRECONDITION in a forked child.
+Result CheckFork(uint32_t fork_generation);
+
+}  // namespace terrace::client
+
+// The handles of terrace.h. Each keeps the core alive, so that they can be freed in any order.
+struct terrace_client {
+  std::shared_ptr<terrace::client::Core> core;
+};
+struct terrace_keyspace {
+  std::shared_ptr<terrace::client::Core> core;
+  std::shared_ptr<terrace::client::KeySpace> key_space;
+};
+struct terrace_pages {
+  std::shared_ptr<terrace::client::Core> core;
+  std::shared_ptr<terrace::client::Pages> pages;
+};
+struct terrace_op {
+  std::shared_ptr<terrace::client::Core> core;
+  std::shared_ptr<terrace::client::Op> op;
+};

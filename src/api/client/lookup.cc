@@ -1,0 +1,173 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+#include "api/client/lookup.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "api/client/ref.h"
+#include "kvstore/base/reason.h"
+
+namespace terrace::client {
+namespace {
+
+// The keys of one message of one part, and their way into the part's arrays.
+class ChunkRequest : public Request {
+ public:
+  // Prepares for the next keys of the part. False: the part is answered.
+  bool Next(const LookupQuestion& question, Connection* connection, uint32_t most_keys);
+  Result Send(bool lease, Deadline deadline);
+
+ private:
+  Result OnReply(Reply& reply) override;
+
+  terrace_lookup_part* part_ = nullptr;
+  Connection* connection_ = nullptr;
+  uint32_t key_space_id_ = 0;
+  uint32_t begin_ = 0, count_ = 0;
+  bool lease_ = false;
+};
+
+bool ChunkRequest::Next(const LookupQuestion& question, Connection* connection,
+                        uint32_t most_keys) {
+  part_ = question.part;
+  connection_ = connection;
+  key_space_id_ = question.key_space->opened().id;
+  begin_ += count_;
+  const bool missed = part_->mode == TERRACE_MODE_PREFIX && part_->n_prefix < begin_;
+  if (missed || begin_ == part_->n_keys) {
+    count_ = 0;
+    return false;
+  }
+  count_ = std::min(most_keys, part_->n_keys - begin_);
+  return true;
+}
+
+Result ChunkRequest::Send(bool lease, Deadline deadline) {
+  lease_ = lease;
+  wire::Lookup lookup{};
+  lookup.key_space_id = key_space_id_;
+  lookup.n_keys = count_;
+  lookup.flags = (part_->mode == TERRACE_MODE_ALL ? wire::kLookupAll : 0) |
+                 (lease ? 0 : wire::kLookupNoLease);
+  lookup.lease_id = part_->lease;
+  return connection_->Send(
+      wire::Type::kLookup,
+      {{&lookup, sizeof(lookup)},
+       {const_cast<uint8_t*>(part_->keys + size_t{begin_} * wire::kKeyBytes),
+        size_t{count_} * wire::kKeyBytes}},
+      this, deadline);
+}
+
+// A reply never spans beyond this chunk's own entries, whatever it says.
+Result ChunkRequest::OnReply(Reply& reply) {
+  wire::LookupDone done;
+  if (!reply.Read(&done) || done.n_refs > count_ || done.n_prefix > count_ ||
+      done.n_here > count_ ||
+      reply.body.size() != sizeof(done) + size_t{done.n_refs} * sizeof(wire::Ref)) {
+    return Fail(TERRACE_INTERNAL, "the daemon's answer to a lookup has the wrong form");
+  }
+  if (done.lease_id != 0) {
+    connection_->NoteLeaseFromReply(done.lease_id);
+    part_->lease = done.lease_id;
+  }
+  if (part_->n_prefix == begin_) part_->n_prefix += done.n_prefix;
+  part_->n_here += done.n_here;
+  const uint64_t epoch = connection_->welcome().epoch;
+  const std::byte* refs = reply.body.data() + sizeof(done);
+  for (uint32_t i = 0; i < done.n_refs; ++i) {
+    Ref ref;
+    std::memcpy(&ref.place, refs + i * sizeof(wire::Ref), sizeof(wire::Ref));
+    ref.epoch = epoch;
+    const bool here = ref.place.reason == 0;
+    if (part_->reasons != nullptr) {
+      part_->reasons[begin_ + i] =
+          static_cast<uint8_t>(std::min<uint32_t>(ref.place.reason, UINT8_MAX));
+    }
+    if (part_->refs != nullptr && here && lease_) part_->refs[begin_ + i] = EncodeRef(ref);
+  }
+  return {};
+}
+
+// Rounds of one message per unfinished part, until all parts are answered.
+Result Ask(Connection* connection, std::span<const LookupQuestion> questions, bool lease,
+           Deadline deadline) {
+  const uint32_t most_keys =
+      std::clamp<uint32_t>(connection->welcome().max_keys, 1, wire::kMaxKeysPerMessage);
+  // The common case (one part, one message) needs no allocation.
+  ChunkRequest first;
+  std::unique_ptr<ChunkRequest[]> others;
+  if (questions.size() > 1) others = std::make_unique<ChunkRequest[]>(questions.size() - 1);
+  std::vector<Request*> sent;
+  sent.reserve(questions.size());
+  for (;;) {
+    sent.clear();
+    Result result;
+    for (size_t i = 0; i < questions.size() && result.ok(); ++i) {
+      ChunkRequest* request = i == 0 ? &first : &others[i - 1];
+      if (!request->Next(questions[i], connection, most_keys)) continue;
+      request->Renew();
+      result = request->Send(lease, deadline);
+      if (result.ok()) sent.push_back(request);
+    }
+    if (!result.ok()) {
+      for (Request* request : sent) connection->Forget(request);
+      return result;
+    }
+    if (sent.empty()) return {};
+    result = connection->Wait(sent, deadline);
+    for (Request* request : sent) {
+      if (result.ok()) result = request->result();
+    }
+    if (!result.ok()) return result;
+  }
+}
+
+}  // namespace
+
+void ClearPart(terrace_lookup_part* part, terrace_reason reason) {
+  part->n_prefix = part->n_here = 0;
+  part->lease = 0;
+  if (part->refs != nullptr) std::memset(part->refs, 0, size_t{part->n_keys} * sizeof(terrace_ref));
+  if (part->reasons != nullptr) std::memset(part->reasons, reason, part->n_keys);
+}
+
+Result RunLookup(Link* link, Stats* stats, std::span<const LookupQuestion> questions, bool lease,
+                 Deadline deadline) {
+  std::shared_ptr<Connection> connection;
+  Result result = link->Use(&connection);
+  for (const LookupQuestion& question : questions) {
+    if (result.ok() && question.key_space->opened().epoch != connection->welcome().epoch) {
+      result = Fail(TERRACE_UNAVAILABLE, "the key space is not open at this daemon yet");
+    }
+    ClearPart(question.part, result.ok() ? TERRACE_REASON_AFTER_MISS : TERRACE_REASON_UNAVAILABLE);
+  }
+  if (result.ok()) {
+    result = Ask(connection.get(), questions, lease, deadline);
+    if (!result.ok()) {
+      for (const LookupQuestion& question : questions) {
+        if (question.part->lease != 0) {
+          const Result released = connection->Release(question.part->lease, false, deadline);
+          (void)released;
+        }
+        ClearPart(question.part, TERRACE_REASON_UNAVAILABLE);
+      }
+    }
+  }
+  Stats::Add(stats->lookups, 1);
+  for (const LookupQuestion& question : questions) {
+    const terrace_lookup_part& part = *question.part;
+    Stats::Add(stats->lookup_blocks, part.n_keys);
+    Stats::Add(stats->hit_blocks, part.n_here);
+    if (!result.ok()) {
+      stats->AddReason(Reason::kUnavailable, part.n_keys);
+    } else if (part.reasons != nullptr) {
+      for (uint32_t i = 0; i < part.n_keys; ++i) {
+        if (part.reasons[i] != 0) stats->AddReason(static_cast<Reason>(part.reasons[i]));
+      }
+    }
+  }
+  return result;
+}
+
+}  // namespace terrace::client

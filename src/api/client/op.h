@@ -1,0 +1,74 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Op: a load or store under way: its blocks, their reasons, and the waiting for its end.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "api/client/block_memory.h"
+#include "api/client/deadline.h"
+#include "api/client/gate.h"
+#include "api/client/key_space.h"
+#include "api/client/stats.h"
+#include "kvstore/base/reason.h"
+
+namespace terrace::client {
+
+using KeyBytes = std::array<uint8_t, 32>;
+
+// Every block gets exactly one reason, set by the thread that has taken it; when all have one, the
+// operation is done, for good.
+// Owner: shared by the caller's handle and the threads at work. Threads: any.
+class Op {
+ public:
+  // What loads and stores have in common. A move-only value.
+  struct Work {
+    std::shared_ptr<KeySpace> key_space;
+    KeySpace::Opened opened;
+    std::vector<KeyBytes> keys;
+    BlockMemory memory;
+    std::shared_ptr<Stats> stats;
+  };
+  explicit Op(Work op_work);
+  virtual ~Op() = default;
+  Op(const Op&) = delete;
+
+  uint32_t n() const { return static_cast<uint32_t>(work.keys.size()); }
+  bool done() const { return done_.load(std::memory_order_acquire); }
+  bool sources_read() const { return sources_read_.load(std::memory_order_acquire); }
+  // False when the deadline passed first.
+  bool WaitDone(Deadline deadline);
+  bool WaitSourcesRead(Deadline deadline);
+  const std::vector<uint8_t>& reasons() const { return reasons_; }  // REQUIRES: done
+  bool all_fine() const;                                            // REQUIRES: done
+
+  // The waiting thread lends a hand as long as there is something to do before the deadline.
+  virtual void Help(Deadline /*deadline*/) {}
+  // The caller gives the operation up: returns when its memory is not touched any more.
+  void Abandon() { gate_.Close(); }
+
+  // For the threads at work. Around each touch of the caller's memory; false: it is not to be touched.
+  bool EnterMemory();
+  void LeaveMemory();
+  void SetReason(uint32_t i, Reason reason) { reasons_[i] = static_cast<uint8_t>(reason); }
+  void Finish(uint32_t count);  // that many more blocks have their reason
+  void SetSourcesRead();
+
+  const Work work;
+
+ private:
+  Gate gate_;
+  std::vector<uint8_t> reasons_;
+  std::atomic<bool> done_{false}, sources_read_{false};
+  std::mutex mu_;
+  std::condition_variable changed_;
+  uint32_t finished_ = 0;  // guarded by mu_
+};
+
+}  // namespace terrace::client

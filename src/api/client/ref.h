@@ -1,0 +1,50 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Ref: what the 48 opaque bytes of a terrace_ref hold. They may come back damaged or made up, hence a
+// check value; it guards against accidents only. Wrong bytes are kept out by the block's header.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "api/client/terrace.h"
+#include "api/engine/wire.h"
+
+namespace terrace::client {
+
+// A plain value.
+struct Ref {
+  wire::Ref place;
+  uint64_t epoch;  // of the daemon that gave it
+};
+
+inline uint64_t RefCheckValue(const Ref& ref) {
+  uint64_t words[sizeof(Ref) / 8];
+  static_assert(sizeof(Ref) == 40);
+  std::memcpy(words, &ref, sizeof(ref));
+  uint64_t value = 0x7465727261636531;  // "terrace1": a ref of zeros does not pass
+  for (const uint64_t word : words) {
+    value = (value ^ word) * 0x9e3779b97f4a7c15;
+    value ^= value >> 32;
+  }
+  return value;
+}
+
+inline terrace_ref EncodeRef(const Ref& ref) {
+  terrace_ref out;
+  static_assert(sizeof(Ref) + sizeof(uint64_t) == TERRACE_REF_BYTES);
+  const uint64_t check = RefCheckValue(ref);
+  std::memcpy(out.opaque, &ref, sizeof(ref));
+  std::memcpy(out.opaque + sizeof(ref), &check, sizeof(check));
+  return out;
+}
+
+// False: these bytes were never a ref.
+inline bool DecodeRef(const terrace_ref& in, Ref* ref) {
+  uint64_t check;
+  std::memcpy(ref, in.opaque, sizeof(*ref));
+  std::memcpy(&check, in.opaque + sizeof(*ref), sizeof(check));
+  return check == RefCheckValue(*ref) && ref->place.reason == 0 && ref->place.generation != 0;
+}
+
+}  // namespace terrace::client
