@@ -198,6 +198,14 @@ void FramePool::MakeReady(FrameId frame, uint64_t generation) {
 
 void FramePool::SetBlock(FrameId frame, BlockId block) { FrameOf(frame).block = block; }
 
+void FramePool::Prefetch(FrameId frame) const {
+  // The slab is one of few and in the cache; its table of frames may just be given up, which is why only
+  // the slab's own fields are read.
+  const uint32_t slab_id = frame >> kFrameBits;
+  const Slab* slab = slab_id < max_slabs_ ? slabs_[slab_id].load(std::memory_order_acquire) : nullptr;
+  if (slab != nullptr) __builtin_prefetch(slab);
+}
+
 void FramePool::Pin(FrameId frame) {
   const uint32_t before = FrameOf(frame).pins.fetch_add(1, std::memory_order_acq_rel);
   TERRACE_CHECK((before & ~kDraining) < (kDraining >> 1));

@@ -65,6 +65,8 @@ class FramePool {
   // Holds the frame in place. REQUIRES: it cannot be retired meanwhile (its index shard is locked, or it
   // is pinned already).
   void Pin(FrameId frame);
+  // Fetches what Pin will touch. Any value is harmless.
+  void Prefetch(FrameId frame) const;
   // True: that was the last pin of a draining frame; the caller must clear its header, then Recycle it.
   [[nodiscard]] bool Unpin(FrameId frame);
   // Ready -> Draining. REQUIRES: out of the index. True: no pins; clear its header, then Recycle it.

@@ -5,6 +5,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 #include "kvstore/base/check.h"
@@ -32,8 +33,19 @@ struct alignas(64) PrefixIndex::Shard {
   uint32_t fresh ABSL_GUARDED_BY(mu) = 0;          // slots never used start here
   uint32_t count ABSL_GUARDED_BY(mu) = 0;          // in sight
 
-  uint32_t Load(uint32_t bucket) const ABSL_NO_THREAD_SAFETY_ANALYSIS {  // for prefetching, unlocked
-    return __atomic_load_n(&(*buckets)[bucket], __ATOMIC_RELAXED);
+  // For prefetching, unlocked: what they return is a guess and only ever an address to fetch. The words
+  // are written with SetBucket and SetFrame, so that the guess is at least a whole one.
+  uint32_t GuessBucket(uint32_t bucket) const ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return std::atomic_ref((*buckets)[bucket]).load(std::memory_order_relaxed);
+  }
+  FrameId GuessFrame(uint32_t slot) const ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return std::atomic_ref((*entries)[slot].frame).load(std::memory_order_relaxed);
+  }
+  void SetBucket(uint32_t bucket, uint32_t value) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    std::atomic_ref((*buckets)[bucket]).store(value, std::memory_order_relaxed);
+  }
+  void SetFrame(uint32_t slot, FrameId frame) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    std::atomic_ref((*entries)[slot].frame).store(frame, std::memory_order_relaxed);
   }
   const void* BucketAddress(uint32_t bucket) const ABSL_NO_THREAD_SAFETY_ANALYSIS {
     return &(*buckets)[bucket];
@@ -97,10 +109,13 @@ PrefixIndex::Inserted PrefixIndex::Insert(KeySpaceId key_space, const BlockKey& 
   } else {
     return Inserted::kFull;
   }
-  (*shard.entries)[slot] = {key, key_space, frame};
+  Entry& entry = (*shard.entries)[slot];
+  entry.key = key;
+  entry.key_space = key_space;
+  shard.SetFrame(slot, frame);
   uint32_t bucket = Scale(hash << 6, buckets_per_shard_);
   while ((*shard.buckets)[bucket] != 0) bucket = bucket + 1 == buckets_per_shard_ ? 0 : bucket + 1;
-  (*shard.buckets)[bucket] = (slot + 1) | Tag(hash);
+  shard.SetBucket(bucket, (slot + 1) | Tag(hash));
   ++shard.count;
   *block = slot * kShards + shard_number;
   return Inserted::kYes;
@@ -112,6 +127,7 @@ uint32_t PrefixIndex::FindChain(KeySpaceId key_space, std::span<const BlockKey> 
   // The keys of a chain are scattered: the memory they need is fetched a group ahead of its use.
   constexpr size_t kGroup = 32;
   uint64_t hashes[kGroup];
+  uint32_t guesses[kGroup];
   uint32_t total = 0;
   *refused = false;
   for (size_t start = 0; start < keys.size(); start += kGroup) {
@@ -123,8 +139,11 @@ uint32_t PrefixIndex::FindChain(KeySpaceId key_space, std::span<const BlockKey> 
     }
     for (size_t i = 0; i < n; ++i) {
       const Shard& shard = shards_[hashes[i] >> 58];
-      const uint32_t value = shard.Load(Scale(hashes[i] << 6, buckets_per_shard_));
-      if (value != 0) __builtin_prefetch(shard.EntryAddress((value & kSlotMask) - 1));
+      guesses[i] = shard.GuessBucket(Scale(hashes[i] << 6, buckets_per_shard_)) & kSlotMask;
+      if (guesses[i] != 0) __builtin_prefetch(shard.EntryAddress(guesses[i] - 1));
+    }
+    for (size_t i = 0; i < n && pool != nullptr; ++i) {
+      if (guesses[i] != 0) pool->Prefetch(shards_[hashes[i] >> 58].GuessFrame(guesses[i] - 1));
     }
     for (size_t i = 0; i < n; ++i) {
       const uint64_t hash = hashes[i];
@@ -178,12 +197,12 @@ bool PrefixIndex::Remove(BlockId block, FrameId frame, absl::FunctionRef<bool(Fr
     const uint32_t from_home_to_gap = gap >= home ? gap - home : gap + n - home;
     const uint32_t from_home_to_here = i >= home ? i - home : i + n - home;
     if (from_home_to_gap < from_home_to_here) {
-      (*shard.buckets)[gap] = value;
+      shard.SetBucket(gap, value);
       gap = i;
     }
   }
-  (*shard.buckets)[gap] = 0;
-  entry.frame = kNoFrame;
+  shard.SetBucket(gap, 0);
+  shard.SetFrame(slot, kNoFrame);
   --shard.count;
   return true;
 }
@@ -194,7 +213,7 @@ bool PrefixIndex::Move(BlockId block, FrameId from, FrameId to,
   MutexLock lock(&shard.mu);
   Entry& entry = (*shard.entries)[block / kShards];
   if (entry.frame != from || from == kNoFrame || !allowed(from)) return false;
-  entry.frame = to;
+  shard.SetFrame(block / kShards, to);
   return true;
 }
 

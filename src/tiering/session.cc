@@ -78,6 +78,7 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
   LookupAnswer answer;
   answer.n_here = n_here;
   answer.places.reserve(prefix ? std::min<size_t>(n_here + 1, keys.size()) : keys.size());
+  if (pin) lease->frames.reserve(lease->frames.size() + n_here);
   const TenantCounters& counters = impl.tenants[tenant_];
   bool leading = true;
   for (size_t i = 0; i < keys.size(); ++i) {
