@@ -123,7 +123,7 @@ def library_candidates(explicit: Optional[str] = None) -> List[str]:
     builds = [path for path in builds
               if not any(word in path for word in ("asan", "tsan", "ubsan", "san/"))]
     found += sorted(builds, key=os.path.getmtime, reverse=True)
-    return [path for path in found if os.path.exists(path)] + ["libterrace.so.0", "libterrace.so"]
+    return [path for path in found if os.path.exists(path)] + ["libterrace.so.1", "libterrace.so"]
 
 
 class Library:

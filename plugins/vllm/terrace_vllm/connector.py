@@ -64,8 +64,9 @@ class TerraceConnector(KVConnectorBase_V1, _SupportsHMA):
         self._connector_metadata = None
         self._kv_cache_config = kv_cache_config
         self._vllm_config = vllm_config
-        self._kv_transfer_config = getattr(vllm_config, "kv_transfer_config", None)
+        self._kv_transfer_config = None
         try:
+            self._kv_transfer_config = vllm_config.kv_transfer_config
             super().__init__(vllm_config, role, kv_cache_config)
             self._build(vllm_config, role, kv_cache_config)
         except Unsupported as error:
