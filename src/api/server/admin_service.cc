@@ -36,7 +36,7 @@ class CounterSums {
   uint64_t Sum(const std::string& name) const {
     return SumIf(name, [](const MetricRegistry::Labels&) { return true; });
   }
-  uint64_t SumOf(const std::string& name, const std::string& label, absl::string_view value) const {
+  uint64_t SumOf(const std::string& name, const std::string& label, std::string_view value) const {
     return SumIf(name, [&](const MetricRegistry::Labels& labels) {
       return std::any_of(labels.begin(), labels.end(), [&](const auto& one) {
         return one.first == label && one.second == value;
@@ -254,19 +254,20 @@ class AdminService final : public v1::AdminService::Service {
 
   void FillCounters(v1::Counters* counters) const {
     const CounterSums sums(*context_.metrics);
-    counters->set_lookups(sums.Sum("terrace_lookups_total"));
+    counters->set_lookups(sums.SumOf("terrace_requests_total", "op", "lookup"));
     counters->set_lookup_blocks(sums.Sum("terrace_lookup_blocks_total"));
     counters->set_hit_blocks(sums.Sum("terrace_hit_blocks_total"));
-    counters->set_stored_blocks(sums.Sum("terrace_stored_blocks_total"));
-    counters->set_stored_bytes(sums.Sum("terrace_stored_bytes_total"));
+    counters->set_stored_blocks(
+        sums.SumOf("terrace_store_blocks_total", "reason", ReasonName(Reason::kNone)));
+    counters->set_stored_bytes(sums.SumOf("terrace_transfer_bytes_total", "src", "client"));
     counters->set_evicted_blocks(sums.Sum("terrace_evictions_total"));
     counters->set_corrupt_blocks(sums.Sum("terrace_integrity_failures_total"));
     for (int i = 1; i < kReasonCount; ++i) {
       const auto reason = static_cast<Reason>(i);
       const std::string name(ReasonName(reason));
       for (const auto& [family, list] :
-           {std::pair{"terrace_misses_total", counters->mutable_miss_reasons()},
-            std::pair{"terrace_store_refused_total", counters->mutable_store_reasons()}}) {
+           {std::pair{"terrace_miss_blocks_total", counters->mutable_miss_reasons()},
+            std::pair{"terrace_store_blocks_total", counters->mutable_store_reasons()}}) {
         v1::ReasonCount* entry = list->Add();
         entry->set_reason(ReasonToProto(reason));
         entry->set_name(name);

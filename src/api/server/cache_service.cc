@@ -200,6 +200,7 @@ class CacheService final : public v1::CacheService::Service {
     if (place.reason != Reason::kNone) return place.reason;
     const absl::Status status = context_.stack->ReadLeased(key_space, key, place, target);
     if (absl::IsDataLoss(status)) return Reason::kCorrupt;
+    if (absl::IsNotFound(status)) return Reason::kFlushed;  // by an operator, since the lookup
     RETURN_IF_ERROR(status);
     return Reason::kNone;
   }

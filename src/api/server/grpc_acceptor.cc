@@ -12,6 +12,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/memory/memory.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -34,8 +35,8 @@ uint64_t SocketInode(int fd) {
 absl::StatusOr<std::unique_ptr<GrpcAcceptor>> GrpcAcceptor::Start(UnixListener listener,
                                                                   const Options& options,
                                                                   std::function<void(int)> adopt) {
-  std::unique_ptr<GrpcAcceptor> acceptor(
-      new GrpcAcceptor(std::move(listener), options, std::move(adopt)));
+  auto acceptor =
+      absl::WrapUnique(new GrpcAcceptor(std::move(listener), options, std::move(adopt)));
   acceptor->stop_fd_ = eventfd(0, EFD_CLOEXEC);
   if (acceptor->stop_fd_ < 0) {
     return absl::ResourceExhaustedError(absl::StrCat("eventfd: ", std::strerror(errno)));

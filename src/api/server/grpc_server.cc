@@ -14,6 +14,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/memory/memory.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "api/server/admin_service.h"
@@ -185,7 +186,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOp
                                                               const GrpcContext& context) {
   auto impl = std::make_unique<Impl>(options, context);
   RETURN_IF_ERROR(impl->Start());
-  return std::unique_ptr<GrpcServer>(new GrpcServer(std::move(impl)));
+  return absl::WrapUnique(new GrpcServer(std::move(impl)));
 }
 
 GrpcServer::GrpcServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

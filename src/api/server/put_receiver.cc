@@ -5,6 +5,7 @@
 #include <span>
 #include <utility>
 
+#include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "api/server/proto_convert.h"
 #include "kvstore/base/block_copy.h"
@@ -58,7 +59,7 @@ absl::StatusOr<std::unique_ptr<PutReceiver>> PutReceiver::Make(tiering::TierStac
   ASSIGN_OR_RETURN(StagingCharge charge,
                    StagingCharge::Make(
                        stack, key_space->identity.block_bytes + kStreamOverheadBytes));
-  return std::unique_ptr<PutReceiver>(new PutReceiver(std::move(charge), session, key_space));
+  return absl::WrapUnique(new PutReceiver(std::move(charge), session, key_space));
 }
 
 PutReceiver::PutReceiver(StagingCharge charge, tiering::Session* session,
