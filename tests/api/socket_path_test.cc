@@ -1,7 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
 // Who may take a socket's path: never over a file, a link, or a living process.
-#include "api/server/socket_path.h"
+#include "api/door/socket_path.h"
 
 #include <gtest/gtest.h>
 #include <stdlib.h>

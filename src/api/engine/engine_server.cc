@@ -17,7 +17,7 @@
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "api/engine/client_connection.h"
-#include "api/server/socket_path.h"
+#include "api/door/socket_path.h"
 #include "kvstore/base/check.h"
 #include "kvstore/base/log.h"
 #include "kvstore/base/status_macros.h"

@@ -16,7 +16,7 @@
 #include "api/server/grpc_server.h"
 #include "api/server/http_server.h"
 #include "api/server/run_lock.h"
-#include "api/server/tenant_access.h"
+#include "api/door/tenant_access.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/metrics.h"
 #include "kvstore/base/mutex.h"

@@ -14,7 +14,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
-#include "api/server/socket_path.h"
+#include "api/door/socket_path.h"
 #include "kvstore/base/mutex.h"
 
 namespace terrace::api {

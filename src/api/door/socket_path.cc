@@ -1,5 +1,5 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
-#include "api/server/socket_path.h"
+#include "api/door/socket_path.h"
 
 #include <sys/socket.h>
 #include <sys/stat.h>

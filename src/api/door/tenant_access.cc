@@ -1,5 +1,5 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
-#include "api/server/tenant_access.h"
+#include "api/door/tenant_access.h"
 
 #include <openssl/crypto.h>
 #include <sys/stat.h>
