@@ -189,6 +189,8 @@ class TierStack {
   // Operators.
   TierStackStats Stats() const;
   std::vector<const kv::KeySpace*> KeySpaces() const;
+  // nullptr when there is none of this id or it belongs to another tenant. Takes no lock.
+  const kv::KeySpace* FindKeySpace(kv::TenantId tenant, kv::KeySpaceId id) const;
   std::string TenantName(kv::TenantId tenant) const;
   std::optional<BlockInfo> Stat(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
   // Up to limit blocks, in no order; of one key space or of all (nullptr).

@@ -32,6 +32,10 @@ TierStackStats TierStack::Stats() const {
 
 std::vector<const KeySpace*> TierStack::KeySpaces() const { return impl_->key_spaces.List(); }
 
+const KeySpace* TierStack::FindKeySpace(kv::TenantId tenant, kv::KeySpaceId id) const {
+  return impl_->key_spaces.Find(tenant, id);
+}
+
 std::string TierStack::TenantName(kv::TenantId tenant) const {
   return tenant < impl_->options.tenants.size() ? impl_->options.tenants[tenant].name : "";
 }

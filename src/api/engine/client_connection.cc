@@ -246,7 +246,6 @@ absl::Status ClientConnection::OnOpenKeySpace(const wire::Header& header, Bytes 
   identity.tokens_per_block = open.tokens_per_block;
   wire::KeySpaceOpened opened{};
   ASSIGN_OR_RETURN(const kv::KeySpace* key_space, session().OpenKeySpace(identity));
-  key_spaces_[key_space->id] = key_space;
   opened.key_space_id = key_space->id;
   std::memcpy(opened.digest, key_space->digest.data(), 32);
   opened.segment_bytes = wire::kSegmentBytes;
@@ -332,11 +331,12 @@ absl::Status ClientConnection::OnGetStaging(const wire::Header& header, Bytes bo
 absl::Status ClientConnection::OnPut(const wire::Header& header, Bytes body) {
   wire::Put put;
   if (!Take(&body, &put)) return Malformed("Put");
-  const auto it = key_spaces_.find(put.key_space_id);
-  if (it == key_spaces_.end()) {
-    return absl::NotFoundError(absl::StrCat("key space ", put.key_space_id, " was not opened on this connection"));
+  // Ids are the tenant's, not the connection's: a client opens on one connection and stores on another.
+  const kv::KeySpace* key_space = context_->stack->FindKeySpace(session().tenant(), put.key_space_id);
+  if (key_space == nullptr) {
+    return absl::NotFoundError(absl::StrCat("no key space ", put.key_space_id, "; open it first"));
   }
-  const uint64_t bytes = it->second->identity.block_bytes;
+  const uint64_t bytes = key_space->identity.block_bytes;
   if (put.payload_bytes != bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("payload of ", put.payload_bytes, " bytes in a key space of ", bytes, "-byte blocks"));
@@ -356,7 +356,7 @@ absl::Status ClientConnection::OnPut(const wire::Header& header, Bytes body) {
                                                    " lies outside of the ", staging_bytes, " bytes of staging memory"));
   }
   tiering::PutRequest request;
-  request.key_space = it->second;
+  request.key_space = key_space;
   request.key = kv::BlockKey::FromBytes(put.key);
   if ((put.flags & wire::kPutHasParent) != 0) request.parent = kv::BlockKey::FromBytes(put.parent);
   request.source = {staging->memory->data() + put.staging_offset, bytes};
@@ -374,9 +374,9 @@ absl::Status ClientConnection::OnPut(const wire::Header& header, Bytes body) {
 absl::Status ClientConnection::OnReport(const wire::Header& header, Bytes body) {
   wire::Report report;
   if (!Take(&body, &report) || !body.empty()) return Malformed("Report");
-  const auto it = key_spaces_.find(report.key_space_id);
-  if (it == key_spaces_.end()) return absl::NotFoundError("key space was not opened on this connection");
-  if (context_->stack->CheckReported(*it->second, kv::BlockKey::FromBytes(report.key), report.generation)) {
+  const kv::KeySpace* key_space = context_->stack->FindKeySpace(session().tenant(), report.key_space_id);
+  if (key_space == nullptr) return absl::NotFoundError("no such key space; open it first");
+  if (context_->stack->CheckReported(*key_space, kv::BlockKey::FromBytes(report.key), report.generation)) {
     context_->metrics->corrupt_reports->Add();
   }
   if ((header.flags & wire::kFlagNoReply) == 0) Reply(header, {});

@@ -18,7 +18,7 @@
 #include "api/engine/engine_metrics.h"
 #include "api/engine/engine_server.h"
 #include "api/engine/wire.h"
-#include "api/server/tenant_access.h"
+#include "api/door/tenant_access.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/mutex.h"
 #include "tiering/shared_segment.h"
@@ -105,7 +105,6 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   const int64_t connected_ns_;
   std::atomic<bool> greeted_{false};
   bool malformed_ = false;  // server thread only: close after the answer
-  absl::flat_hash_map<uint32_t, const kv::KeySpace*> key_spaces_;  // server thread only
 
   mutable Mutex mu_;
   std::unique_ptr<tiering::Session> session_ ABSL_GUARDED_BY(mu_);
