@@ -52,7 +52,8 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
     return absl::NotFoundError(absl::StrCat("no key space ", key_space_id,
                                             " for this tenant; open it on this daemon first"));
   }
-  const bool pin = lease_id != kNoLease;
+  const bool counted = mode != LookupMode::kProbe;
+  const bool pin = lease_id != kNoLease && counted;
   MutexLock lock(&mu_);
   Lease* lease = nullptr;
   std::unique_ptr<Lease> fresh;
@@ -93,20 +94,22 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
       }
     } else {
       if (prefix && !leading) {
-        counters.miss_blocks[static_cast<int>(Reason::kAfterMiss)]->Add(keys.size() - i);
+        if (counted) counters.miss_blocks[static_cast<int>(Reason::kAfterMiss)]->Add(keys.size() - i);
         break;
       }
       place.reason = refused ? Reason::kLeaseLimit : impl.catalog.WhyMissing(*key_space, keys[i]);
-      counters.miss_blocks[static_cast<int>(place.reason)]->Add();
+      if (counted) counters.miss_blocks[static_cast<int>(place.reason)]->Add();
       leading = false;
     }
     answer.places.push_back(place);
   }
-  counters.lookup_blocks->Add(keys.size());
-  counters.hit_blocks->Add(n_here);
-  const uint64_t tokens = key_space->identity.tokens_per_block;
-  counters.lookup_tokens->Add(keys.size() * tokens);
-  counters.hit_tokens->Add(n_here * tokens);
+  if (counted) {
+    const uint64_t tokens = key_space->identity.tokens_per_block;
+    counters.lookup_blocks->Add(keys.size());
+    counters.hit_blocks->Add(n_here);
+    counters.lookup_tokens->Add(keys.size() * tokens);
+    counters.hit_tokens->Add(n_here * tokens);
+  }
 
   if (pin && (n_here > 0 || fresh == nullptr)) {
     lease->expires_ns = impl.clock->NowNs() + impl.options.lease_max_age_ns;

@@ -56,7 +56,11 @@ struct BlockPlace {
   uint64_t generation = 0;
 };
 
-enum class LookupMode { kPrefix, kAll };
+enum class LookupMode {
+  kPrefix,  // stop at the first miss
+  kAll,     // answer for every key
+  kProbe,   // kAll for one who is about to store: never leases, counts neither hits nor misses
+};
 
 struct LookupAnswer {
   uint64_t lease_id = 0;  // 0: nothing leased

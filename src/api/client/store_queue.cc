@@ -146,6 +146,12 @@ bool StoreQueue::Prepare() {
   if (ready.ok() && connection_->welcome().epoch != epoch) {
     ready = Fail(TERRACE_UNAVAILABLE, "the daemon was restarted");
   }
+  // The daemon takes stores into key spaces that this very connection has opened.
+  const auto& key_space = present_->work.key_space;
+  if (ready.ok() && !opened_here_.contains(present_->work.opened.id)) {
+    ready = key_space->Open(connection_.get(), Deadline::AfterMs(link_->request_timeout_ms()));
+    if (ready.ok()) opened_here_.insert(key_space->opened().id);
+  }
   here_.assign(present_->n(), false);
   if (ready.ok() && block_bytes * present_->n() >= kAskFromBytes) ready = FindDuplicates();
   if (!ready.ok()) {
@@ -193,7 +199,7 @@ Result StoreQueue::FindDuplicates() {
                                              wire::kMaxKeysPerMessage);
   for (uint32_t begin = 0; begin < keys.size(); begin += most) {
     const uint32_t count = std::min(most, present_->n() - begin);
-    wire::Lookup lookup{present_->work.opened.id, count, wire::kLookupAll | wire::kLookupNoLease, 0, 0};
+    wire::Lookup lookup{present_->work.opened.id, count, wire::kLookupProbe, 0, 0};
     DuplicatesRequest request(&here_, begin, count);
     Result asked = connection_->Call(
         wire::Type::kLookup,
@@ -285,6 +291,7 @@ void StoreQueue::EndInFlight(Reason reason) {
   in_flight_.clear();
   ring_.reset();
   connection_.reset();
+  opened_here_.clear();
   std::lock_guard lock(mu_);
   breakable_.reset();
 }

@@ -263,7 +263,9 @@ absl::Status ClientConnection::OnLookup(const wire::Header& header, Bytes body) 
   }
   const std::span keys(reinterpret_cast<const kv::BlockKey*>(body.data()), lookup.n_keys);
   const bool lease = (lookup.flags & wire::kLookupNoLease) == 0;
-  const auto mode = (lookup.flags & wire::kLookupAll) != 0 ? tiering::LookupMode::kAll : tiering::LookupMode::kPrefix;
+  const auto mode = (lookup.flags & wire::kLookupProbe) != 0 ? tiering::LookupMode::kProbe
+                    : (lookup.flags & wire::kLookupAll) != 0 ? tiering::LookupMode::kAll
+                                                             : tiering::LookupMode::kPrefix;
   if (lease && lookup.lease_id == Session::kNoLease) return Malformed("Lookup: lease id");
   ASSIGN_OR_RETURN(const LookupAnswer answer, session().Lookup(lookup.key_space_id, keys, mode,
                                                                lease ? lookup.lease_id : Session::kNoLease));

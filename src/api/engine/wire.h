@@ -98,6 +98,7 @@ static_assert(sizeof(KeySpaceOpened) == 40);
 
 inline constexpr uint32_t kLookupAll = 1;      // answer for every key, do not stop at the first miss
 inline constexpr uint32_t kLookupNoLease = 2;  // only ask
+inline constexpr uint32_t kLookupProbe = 4;    // about to store: not counted as hits or misses; no lease
 struct Lookup {
   uint32_t key_space_id;
   uint32_t n_keys;  // 1 .. kMaxKeysPerMessage; n_keys * 32 bytes follow
