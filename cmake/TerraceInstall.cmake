@@ -1,5 +1,6 @@
 # Where `cmake --install` puts things. Targets are declared by their folders; a target that a build leaves
-# out (TERRACE_SERVER=OFF) is left out here, too. Checked by tests/packaging.
+# out (TERRACE_SERVER=OFF) is left out here, too. libterrace installs itself (src/api/client). Checked by
+# tests/packaging.
 set(TERRACE_DATA_DIR ${CMAKE_INSTALL_DATADIR}/terrace)
 if(CMAKE_INSTALL_PREFIX STREQUAL "/usr")
   set(TERRACE_ETC_DIR /etc/terrace)
@@ -14,13 +15,6 @@ foreach(program terraced terracectl)
     install(TARGETS ${program} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   endif()
 endforeach()
-if(TARGET terrace)
-  install(TARGETS terrace LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
-endif()
-install(FILES src/api/client/terrace.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-configure_file(packaging/terrace.pc.in terrace.pc @ONLY)
-install(FILES ${CMAKE_BINARY_DIR}/terrace.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
-
 if(TERRACE_SERVER)
   install(FILES packaging/terraced.yaml DESTINATION ${TERRACE_ETC_DIR})
   configure_file(packaging/terraced.service.in terraced.service @ONLY)
