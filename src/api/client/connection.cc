@@ -155,13 +155,12 @@ bool Connection::DispatchLocked(size_t bytes, Descriptors* descriptors) {
   suspect_.store(false, std::memory_order_relaxed);
   Reply reply{{receive_buffer_.get() + sizeof(header), bytes - sizeof(header)}, descriptors};
   const auto type = static_cast<wire::Type>(header.type);
-  if ((header.flags & wire::kFlagReply) == 0) {
+  if (type == wire::Type::kSegmentGone) {
     wire::SegmentGone gone;
-    if (type == wire::Type::kSegmentGone && reply.Read(&gone) && options_.on_segment_gone) {
-      options_.on_segment_gone(gone.segment_id);
-    }
-    return true;  // of another kind: news for later versions
+    if (reply.Read(&gone) && options_.on_segment_gone) options_.on_segment_gone(gone.segment_id);
+    return true;
   }
+  if ((header.flags & wire::kFlagReply) == 0) return true;  // news of later versions
   for (Request* request : pending_) {
     if (request->id_ == header.request_id) {
       FinishLocked(request, header, reply);

@@ -9,6 +9,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <unordered_set>
 #include <vector>
 
 #include "api/client/link.h"
@@ -62,6 +63,7 @@ class StoreQueue {
   // Of the store thread.
   std::shared_ptr<Connection> connection_;
   std::unique_ptr<StagingRing> ring_;
+  std::unordered_set<uint32_t> opened_here_;  // ids of key spaces opened on connection_
   std::deque<std::unique_ptr<PutRequest>> in_flight_;  // in the order of their staging memory
   std::shared_ptr<StoreOp> present_;
   bool prepared_ = false;
