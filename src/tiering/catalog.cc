@@ -77,21 +77,13 @@ void Catalog::DrainTouchesLocked() {
 
 std::optional<FrameId> Catalog::Allocate(kv::TenantId tenant, uint64_t block_bytes) {
   if (const auto frame = tier_->TryAllocate(tenant, block_bytes)) return frame;
-  MutexLock lock(&mu_);
-  DrainTouchesLocked();
+  DrainTouches();
   for (int evicted = 0; evicted < kMaxEvictionsPerStore; ++evicted) {
-    const BlockId victim = policy_->Victim([this](BlockId block) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-      if (links_.HasChildren(block)) return false;
-      const FrameId frame = index_.Get(block).frame;
-      return frame != kNoFrame && !tier_->pool().IsPinned(frame);
-    });
-    if (victim == kNoBlock) return std::nullopt;
-    const FrameId freed = index_.Get(victim).frame;
-    const bool fits = tier_->pool().SameShape(freed, tenant, block_bytes);
-    if (!EvictLocked(victim)) continue;  // pinned a moment ago
-    if (!fits) {
+    const std::optional<Evicted> victim = EvictOne(tenant, block_bytes);
+    if (!victim.has_value()) return std::nullopt;
+    if (!victim->same_shape) {
       // Room of another size: make whole slabs of it, and segments where they are another tenant's.
-      EvacuateLocked(freed);
+      Evacuate(victim->frame);
       while (tier_->GiveUpEmptySegment(tenant)) {
         if (const auto frame = tier_->TryAllocate(tenant, block_bytes)) return frame;
       }
@@ -99,6 +91,21 @@ std::optional<FrameId> Catalog::Allocate(kv::TenantId tenant, uint64_t block_byt
     if (const auto frame = tier_->TryAllocate(tenant, block_bytes)) return frame;
   }
   return std::nullopt;
+}
+
+std::optional<Catalog::Evicted> Catalog::EvictOne(kv::TenantId tenant, uint64_t block_bytes) {
+  MutexLock lock(&mu_);
+  while (true) {
+    const BlockId victim = policy_->Victim([this](BlockId block) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      if (links_.HasChildren(block)) return false;
+      const FrameId frame = index_.Get(block).frame;
+      return frame != kNoFrame && !tier_->pool().IsPinned(frame);
+    });
+    if (victim == kNoBlock) return std::nullopt;
+    const FrameId frame = index_.Get(victim).frame;
+    const bool same_shape = tier_->pool().SameShape(frame, tenant, block_bytes);
+    if (EvictLocked(victim)) return Evicted{frame, same_shape};  // else pinned a moment ago: the next
+  }
 }
 
 bool Catalog::EvictLocked(BlockId victim) {
@@ -139,31 +146,54 @@ void Catalog::ForgetLocked(BlockId block) {
   }
 }
 
-void Catalog::EvacuateLocked(FrameId like) {
+void Catalog::Evacuate(FrameId like) {
   kv::FramePool& pool = tier_->pool();
-  const auto evacuation = pool.BeginEvacuation(like);
-  if (!evacuation.has_value()) return;
-  for (const FrameId source : evacuation->frames) {
-    const BlockId block = pool.PlaceOf(source).block;
-    if (block == kNoBlock) continue;
-    const PrefixIndex::Entry entry = index_.Get(block);
-    const kv::TenantId tenant = pool.TenantOf(source);
-    const KeySpace* key_space = key_spaces_->Find(tenant, entry.key_space);
-    if (entry.frame != source || key_space == nullptr) continue;
+  struct Step {
+    BlockId block;
+    const KeySpace* key_space;
+    BlockKey key;
+    FrameId source;
+    std::optional<FrameId> target;
+    bool intact = false;
+  };
+  std::vector<Step> steps;
+  std::optional<kv::FramePool::Evacuation> evacuation;
+  {
+    MutexLock lock(&mu_);
+    evacuation = pool.BeginEvacuation(like);
+    if (!evacuation.has_value()) return;
+    for (const FrameId source : evacuation->frames) {
+      const BlockId block = pool.PlaceOf(source).block;
+      if (block == kNoBlock) continue;
+      const PrefixIndex::Entry entry = index_.Get(block);
+      const KeySpace* key_space = key_spaces_->Find(pool.TenantOf(source), entry.key_space);
+      if (entry.frame != source || key_space == nullptr) continue;
+      pool.Pin(source);  // nobody evicts it while it is copied
+      steps.push_back({block, key_space, entry.key, source, std::nullopt});
+    }
+  }
+  for (Step& step : steps) {
     bool no_metadata;
-    const auto target = pool.Allocate(tenant, key_space->identity.block_bytes, &no_metadata);
-    if (!target.has_value()) break;
-    if (!tier_->CopyFrame(source, *target, *key_space, entry.key)) {
-      tier_->Abandon(*target);
-      RemoveLocked(*key_space, block, source, true, Reason::kCorrupt);
-      continue;
+    step.target = pool.Allocate(step.key_space->tenant, step.key_space->identity.block_bytes, &no_metadata);
+    step.intact = step.target.has_value() &&
+                  tier_->CopyFrame(step.source, *step.target, *step.key_space, step.key);
+  }
+  for (const Step& step : steps) {
+    if (step.target.has_value() && !step.intact) {
+      tier_->Abandon(*step.target);
+      Drop(*step.key_space, step.key, step.source, Reason::kCorrupt);
+    } else if (step.target.has_value()) {
+      MutexLock lock(&mu_);
+      if (index_.Move(step.block, step.source, *step.target,
+                      [&](FrameId f) { return pool.Pins(f) == 1; })) {
+        pool.SetBlock(*step.target, step.block);
+        counters_.moved_bytes->Add(step.key_space->identity.block_bytes);
+        tier_->Retire(step.source);
+      } else {
+        tier_->Retire(*step.target);  // leased or flushed while it was copied
+      }
     }
-    if (index_.Move(block, source, *target, [&](FrameId f) { return !pool.IsPinned(f); })) {
-      counters_.moved_bytes->Add(key_space->identity.block_bytes);
-      tier_->Retire(source);
-    } else {
-      tier_->Retire(*target);  // pinned while it was copied: it stays where it is
-    }
+    tier_->Unpin(step.source);
   }
   pool.EndEvacuation(*evacuation);
 }

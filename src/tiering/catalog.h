@@ -68,11 +68,18 @@ class Catalog {
   static constexpr size_t kMaxTouches = 1 << 16;
   static constexpr int kMaxEvictionsPerStore = 4096;
 
+  struct Evicted {
+    kv::FrameId frame;
+    bool same_shape;  // its frame serves the block that needs room
+  };
+  // nullopt: nothing may go.
+  std::optional<Evicted> EvictOne(kv::TenantId tenant, uint64_t block_bytes);
+  // Moves the blocks of one slab into free frames of others, so that the slab can change its size.
+  void Evacuate(kv::FrameId like);
   bool EvictLocked(kv::BlockId victim) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool RemoveLocked(const kv::KeySpace& key_space, kv::BlockId block, kv::FrameId frame, bool even_pinned,
                     Reason why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ForgetLocked(kv::BlockId block) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void EvacuateLocked(kv::FrameId like) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DrainTouchesLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   HostTier* const tier_;

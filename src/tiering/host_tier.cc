@@ -247,7 +247,6 @@ bool HostTier::CopyFrame(FrameId source, FrameId target, const kv::KeySpace& key
   const std::vector<uint64_t> checksums(header->checksums(), header->checksums() + ChecksumCount(bytes));
   const uint64_t generation = WriteHeader(target, key_space, key, checksums);
   pool_.MakeReady(target, generation);
-  pool_.SetBlock(target, pool_.PlaceOf(source).block);
   return true;
 }
 
