@@ -221,7 +221,7 @@ TEST_P(BlockCopyTest, WhatWasCheckedIsWhatArrived) {
   std::vector<std::byte> out(kBytes + 32);
   std::byte* aligned = out.data() + (32 - reinterpret_cast<uintptr_t>(out.data()) % 32);
   int passed = 0, refused = 0;
-  for (int i = 0; i < 400'000 && (passed < 20000 || refused < 5000); ++i) {
+  for (int i = 0; i < 400'000 && (passed < 6000 || refused < 2000); ++i) {
     const Piece source{shared, kBytes}, target{aligned, kBytes};
     const CopyStores stores = i % 2 == 0 ? CopyStores::kStreaming : CopyStores::kCached;
     if (Copy({&source, 1}, {&target, 1}, 7, CopyCheck::kVerify, checksums, stores)) {
