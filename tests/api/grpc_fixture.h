@@ -64,10 +64,7 @@ class GrpcTest : public ::testing::Test {
   static constexpr uint64_t kBlockBytes = (2 << 20) + 12345;  // three chunks, the last one odd
 
   GrpcTest() {
-    // With client and server in one process, gRPC 1.51's epoll1 poller can miss the end of a wait for a
-    // full Unix socket and sleeps for 10 s. In processes of their own, as in the tests of the examples,
-    // they are well.
-    setenv("GRPC_POLL_STRATEGY", "poll", 1);
+    PrepareGrpcProcess();
     tiering::TierStackOptions stack_options;
     stack_options.tenants = {{"default"}, {"other"}};
     stack_options.budget_bytes = 256 << 20;

@@ -1,12 +1,14 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 #include "api/server/grpc_server.h"
 
+#include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/server_posix.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 
 #include <chrono>
@@ -19,6 +21,7 @@
 #include "absl/strings/str_cat.h"
 #include "api/server/admin_service.h"
 #include "api/server/cache_service.h"
+#include "kvstore/base/log.h"
 #include "kvstore/base/mutex.h"
 #include "kvstore/base/status_macros.h"
 #include "terrace/v1/kv.grpc.pb.h"
@@ -37,6 +40,11 @@ bool IsLoopback(absl::string_view address) {
   return absl::StartsWith(address, "127.") || absl::StartsWith(address, "[::1]:");
 }
 
+void LogFromGrpc(gpr_log_func_args* args) {
+  if (args->severity != GPR_LOG_SEVERITY_ERROR) return;  // the others describe its own inner life
+  Log(LogLevel::kWarning, "grpc_message", {{"text", args->message}});
+}
+
 void SetUpBuilder(grpc::ServerBuilder& builder, size_t streams_max) {
   grpc::ResourceQuota quota("terrace-grpc");
   quota.SetMaxThreads(static_cast<int>(streams_max + kThreadsForUnaryCalls));
@@ -49,6 +57,14 @@ void SetUpBuilder(grpc::ServerBuilder& builder, size_t streams_max) {
 }
 
 }  // namespace
+
+void PrepareGrpcProcess() {
+  // gRPC 1.51's default poller, epoll1, covers a write that waits for a full Unix socket by a helper
+  // thread that sleeps for up to 10 s: loads stall (client and server in one process) and the end of
+  // the process waits for it. poll has neither fault and is fast enough for a thousand connections.
+  setenv("GRPC_POLL_STRATEGY", "poll", 0);
+  gpr_set_log_function(LogFromGrpc);
+}
 
 class GrpcServer::Impl {
  public:

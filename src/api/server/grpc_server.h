@@ -51,6 +51,10 @@ struct GrpcServerOptions {
   GrpcSessions::Options sessions;
 };
 
+// Settles what gRPC keeps once a process: its poller and where its own messages go (our log). Call it
+// before the first thread is started and before anything else of gRPC is used.
+void PrepareGrpcProcess();
+
 // Owner: Daemon. Threads: gRPC's (bounded), one acceptor, one sweeper; the public methods from any.
 // Limits: connections, sessions, streams, 4 MiB a request, threads. AdminService is served on the Unix
 // socket only. Failure: Start says what to change; a client's fault never ends the server.

@@ -19,6 +19,7 @@
 #include "api/server/config_options.h"
 #include "api/server/config_text.h"
 #include "api/server/daemon.h"
+#include "api/server/grpc_server.h"
 #include "api/server/service_notify.h"
 #include "api/server/version.h"
 #include "kvstore/base/log.h"
@@ -83,6 +84,7 @@ int Run(const ConfigSources& sources) {
   umask(0027);
   RaiseDescriptorLimit(*config);
   const sigset_t signals = BlockSignals();  // before any thread exists
+  PrepareGrpcProcess();
 
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(*config, Clock::Real());
   if (!daemon.ok()) {
