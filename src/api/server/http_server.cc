@@ -89,6 +89,7 @@ class HttpServer::Impl {
       setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
     });
     server_.set_keep_alive_max_count(1);  // an idle connection must not hold one of few threads
+    server_.set_keep_alive_timeout(1);    // the same for one that never speaks
     server_.set_read_timeout(2);
     server_.set_write_timeout(2);
     server_.set_payload_max_length(4096);
