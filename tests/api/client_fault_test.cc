@@ -101,7 +101,7 @@ TEST_F(ClientTest, NamesAreThoseOfTheContract) {
   for (int i = 0; i < kReasonCount; ++i) {
     EXPECT_EQ(terrace_reason_name(static_cast<terrace_reason>(i)), kReasonNames[static_cast<size_t>(i)]);
   }
-  EXPECT_STREQ(terrace_reason_name(static_cast<terrace_reason>(250)), "unknown");
+  EXPECT_STREQ(terrace_reason_name(static_cast<terrace_reason>(31)), "unknown");
 }
 
 TEST_F(ClientTest, ConnectRefusesBadOptions) {

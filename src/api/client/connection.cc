@@ -135,9 +135,15 @@ Connection::Received Connection::ReceiveLocked(std::unique_lock<std::mutex>& loc
   Descriptors descriptors;
   size_t bytes = 0;
   lock.unlock();
-  if (events != 0) socket_.Wait(events, wake, deadline);
-  const PacketSocket::Io io =
-      socket_.Receive(receive_buffer_.get(), wire::kMaxPacketBytes, &bytes, &descriptors);
+  std::byte* const buffer = receive_buffer_.get();
+  PacketSocket::Io io;
+  // The kernel's time limit for receiving is as coarse as its timer: near the deadline we poll instead.
+  if (events == POLLIN && wake < 0 && deadline.LeftNs() > 2 * PacketSocket::kReceiveWaitNs) {
+    io = socket_.ReceiveWaiting(buffer, wire::kMaxPacketBytes, &bytes, &descriptors);
+  } else {
+    if (events != 0) socket_.Wait(events, wake, deadline);
+    io = socket_.Receive(buffer, wire::kMaxPacketBytes, &bytes, &descriptors);
+  }
   lock.lock();
   if (io == PacketSocket::Io::kNotNow) return Received::kNothing;
   if (io == PacketSocket::Io::kBroken || !DispatchLocked(bytes, &descriptors)) {

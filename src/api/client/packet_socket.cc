@@ -2,9 +2,11 @@
 #include "api/client/packet_socket.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -87,6 +89,12 @@ Result PacketSocket::Connect(const std::string& path) {
     return Fail(TERRACE_UNAVAILABLE, "cannot connect to %s: %s; %s", path.c_str(),
                 strerrordesc_np(error), LikelyCause(error));
   }
+  // From here on only ReceiveWaiting may block, and not for long.
+  const timeval wait{0, kReceiveWaitNs / 1000};
+  if (setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait)) != 0 ||
+      fcntl(fd_, F_SETFL, 0) != 0) {
+    return Fail(TERRACE_INTERNAL, "cannot set up a socket: %s", strerrordesc_np(errno));
+  }
   return {};
 }
 
@@ -103,19 +111,26 @@ PacketSocket::Io PacketSocket::Send(std::span<const iovec> parts) {
 
 PacketSocket::Io PacketSocket::Receive(void* buffer, size_t capacity, size_t* bytes,
                                        Descriptors* descriptors) {
+  return ReceiveWith(MSG_DONTWAIT, buffer, capacity, bytes, descriptors);
+}
+
+PacketSocket::Io PacketSocket::ReceiveWaiting(void* buffer, size_t capacity, size_t* bytes,
+                                              Descriptors* descriptors) {
+  return ReceiveWith(0, buffer, capacity, bytes, descriptors);
+}
+
+PacketSocket::Io PacketSocket::ReceiveWith(int flags, void* buffer, size_t capacity, size_t* bytes,
+                                           Descriptors* descriptors) {
   alignas(cmsghdr) char control[CMSG_SPACE(Descriptors::kMax * sizeof(int))];
   iovec part{buffer, capacity};
   msghdr message{};
-  ssize_t received;
-  do {
-    message = {};
-    message.msg_iov = &part;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof(control);
-    received = recvmsg(fd_, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  } while (received < 0 && errno == EINTR);
-  if (received < 0) return errno == EAGAIN ? Io::kNotNow : Io::kBroken;
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  const ssize_t received = recvmsg(fd_, &message, flags | MSG_CMSG_CLOEXEC);
+  // A signal in the wait: the caller looks at its deadline and comes again.
+  if (received < 0) return errno == EAGAIN || errno == EINTR ? Io::kNotNow : Io::kBroken;
   for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
     if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
     const size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);

@@ -45,6 +45,7 @@ struct Descriptors {
   int Take(int i);
 };
 
+// Nothing here blocks but the calls named Wait and ReceiveWaiting.
 // Owner: Connection. Threads: one may send, one may receive, any may wait or shut down, all at once.
 class PacketSocket {
  public:
@@ -61,6 +62,10 @@ class PacketSocket {
   // Receives one packet; *bytes is its length. kBroken: the peer is gone, or the packet did not fit.
   Io Receive(void* buffer, size_t capacity, size_t* bytes, Descriptors* descriptors);
 
+  // The same, but waits for a packet, at most kReceiveWaitNs: saves the system call of a Wait before it.
+  static constexpr int64_t kReceiveWaitNs = 20'000'000;
+  Io ReceiveWaiting(void* buffer, size_t capacity, size_t* bytes, Descriptors* descriptors);
+
   // Waits until the deadline, until the socket can do one of `events` (POLLIN, POLLOUT, POLLRDHUP) or is
   // broken, or until the eventfd `wake` (-1: none) is set.
   void Wait(short events, int wake, Deadline deadline);
@@ -68,6 +73,7 @@ class PacketSocket {
   void Shutdown();
 
  private:
+  Io ReceiveWith(int flags, void* buffer, size_t capacity, size_t* bytes, Descriptors* descriptors);
   int fd_ = -1;  // constant after Connect
 };
 
