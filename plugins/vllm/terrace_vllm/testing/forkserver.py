@@ -163,10 +163,16 @@ class ForkServer:
 
     def engine(self, model: str, connector: Optional[Dict[str, Any]] = None,
                environment: Optional[Dict[str, str]] = None, role: str = "kv_both",
-               failure_policy: Optional[str] = None, **llm: Any) -> Engine:
-        """A running engine. connector: extra config for TerraceConnector, None for plain vLLM."""
+               failure_policy: Optional[str] = None, before: Sequence[str] = (),
+               **llm: Any) -> Engine:
+        """A running engine. connector: extra config for TerraceConnector, None for plain vLLM.
+
+        before: functions ("module:function") to call in the child before the engine is made.
+        """
         engine = self.bare(environment)
         try:
+            for function in before:
+                engine.call(function)
             engine.call("terrace_vllm.testing.forkserver:_start", model, connector, role,
                         failure_policy, llm, timeout=180)
         except BaseException:
