@@ -11,10 +11,28 @@
 namespace terrace::client {
 namespace {
 
+void ClearEntries(terrace_lookup_part* part, uint32_t begin, terrace_reason reason) {
+  const size_t count = part->n_keys - begin;
+  if (part->refs != nullptr) std::memset(part->refs + begin, 0, count * sizeof(terrace_ref));
+  if (part->reasons != nullptr) std::memset(part->reasons + begin, reason, count);
+}
+
+void ClearCounts(terrace_lookup_part* part) {
+  part->n_prefix = part->n_here = 0;
+  part->lease = 0;
+}
+
+// How a part looks when nothing is known.
+void ClearPart(terrace_lookup_part* part) {
+  ClearCounts(part);
+  ClearEntries(part, 0, TERRACE_REASON_UNAVAILABLE);
+}
+
 // The keys of one message of one part, and their way into the part's arrays.
 class ChunkRequest : public Request {
  public:
-  // Prepares for the next keys of the part. False: the part is answered.
+  // Prepares for the next keys of the part. False: the part is answered, and what lies behind the answers
+  // was filled in.
   bool Next(const LookupQuestion& question, Connection* connection, uint32_t most_keys);
   Result Send(bool lease, Deadline deadline);
 
@@ -25,6 +43,7 @@ class ChunkRequest : public Request {
   Connection* connection_ = nullptr;
   uint32_t key_space_id_ = 0;
   uint32_t begin_ = 0, count_ = 0;
+  uint32_t answered_ = 0;  // entries of the part with an answer
   bool lease_ = false;
 };
 
@@ -37,6 +56,8 @@ bool ChunkRequest::Next(const LookupQuestion& question, Connection* connection,
   const bool missed = part_->mode == TERRACE_MODE_PREFIX && part_->n_prefix < begin_;
   if (missed || begin_ == part_->n_keys) {
     count_ = 0;
+    ClearEntries(part_, answered_, TERRACE_REASON_AFTER_MISS);
+    answered_ = part_->n_keys;
     return false;
   }
   count_ = std::min(most_keys, part_->n_keys - begin_);
@@ -84,8 +105,11 @@ Result ChunkRequest::OnReply(Reply& reply) {
       part_->reasons[begin_ + i] =
           static_cast<uint8_t>(std::min<uint32_t>(ref.place.reason, UINT8_MAX));
     }
-    if (part_->refs != nullptr && here && lease_) part_->refs[begin_ + i] = EncodeRef(ref);
+    if (part_->refs != nullptr) {
+      part_->refs[begin_ + i] = here && lease_ ? EncodeRef(ref) : terrace_ref{};
+    }
   }
+  answered_ = begin_ + done.n_refs;
   return {};
 }
 
@@ -125,13 +149,6 @@ Result Ask(Connection* connection, std::span<const LookupQuestion> questions, bo
 
 }  // namespace
 
-void ClearPart(terrace_lookup_part* part, terrace_reason reason) {
-  part->n_prefix = part->n_here = 0;
-  part->lease = 0;
-  if (part->refs != nullptr) std::memset(part->refs, 0, size_t{part->n_keys} * sizeof(terrace_ref));
-  if (part->reasons != nullptr) std::memset(part->reasons, reason, part->n_keys);
-}
-
 Result RunLookup(Link* link, Stats* stats, std::span<const LookupQuestion> questions, bool lease,
                  Deadline deadline) {
   std::shared_ptr<Connection> connection;
@@ -140,18 +157,16 @@ Result RunLookup(Link* link, Stats* stats, std::span<const LookupQuestion> quest
     if (result.ok() && question.key_space->opened().epoch != connection->welcome().epoch) {
       result = Fail(TERRACE_UNAVAILABLE, "the key space is not open at this daemon yet");
     }
-    ClearPart(question.part, result.ok() ? TERRACE_REASON_AFTER_MISS : TERRACE_REASON_UNAVAILABLE);
+    ClearCounts(question.part);
   }
-  if (result.ok()) {
-    result = Ask(connection.get(), questions, lease, deadline);
-    if (!result.ok()) {
-      for (const LookupQuestion& question : questions) {
-        if (question.part->lease != 0) {
-          const Result released = connection->Release(question.part->lease, false, deadline);
-          (void)released;
-        }
-        ClearPart(question.part, TERRACE_REASON_UNAVAILABLE);
+  if (result.ok()) result = Ask(connection.get(), questions, lease, deadline);
+  if (!result.ok()) {
+    for (const LookupQuestion& question : questions) {
+      if (question.part->lease != 0) {
+        const Result released = connection->Release(question.part->lease, false, deadline);
+        (void)released;
       }
+      ClearPart(question.part);
     }
   }
   Stats::Add(stats->lookups, 1);
@@ -161,7 +176,7 @@ Result RunLookup(Link* link, Stats* stats, std::span<const LookupQuestion> quest
     Stats::Add(stats->hit_blocks, part.n_here);
     if (!result.ok()) {
       stats->AddReason(Reason::kUnavailable, part.n_keys);
-    } else if (part.reasons != nullptr) {
+    } else if (part.reasons != nullptr && part.n_here < part.n_keys) {
       for (uint32_t i = 0; i < part.n_keys; ++i) {
         if (part.reasons[i] != 0) stats->AddReason(static_cast<Reason>(part.reasons[i]));
       }

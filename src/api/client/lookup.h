@@ -27,7 +27,4 @@ struct LookupQuestion {
 Result RunLookup(Link* link, Stats* stats, std::span<const LookupQuestion> questions, bool lease,
                  Deadline deadline);
 
-// How a part looks when nothing is known.
-void ClearPart(terrace_lookup_part* part, terrace_reason reason);
-
 }  // namespace terrace::client

@@ -18,16 +18,16 @@ struct Ref {
   uint64_t epoch;  // of the daemon that gave it
 };
 
+// A sum of independent products: about 2 ns, so that 1,000 refs of a lookup cost 2 us. The factors are
+// odd: a difference in a single word, above all a flipped bit, always shows.
 inline uint64_t RefCheckValue(const Ref& ref) {
-  uint64_t words[sizeof(Ref) / 8];
-  static_assert(sizeof(Ref) == 40);
+  uint64_t words[5];
+  static_assert(sizeof(Ref) == sizeof(words));
   std::memcpy(words, &ref, sizeof(ref));
-  uint64_t value = 0x7465727261636531;  // "terrace1": a ref of zeros does not pass
-  for (const uint64_t word : words) {
-    value = (value ^ word) * 0x9e3779b97f4a7c15;
-    value ^= value >> 32;
-  }
-  return value;
+  return 0x7465727261636531 +  // "terrace1": a ref of zeros does not pass
+         words[0] * 0x9e3779b97f4a7c15 + words[1] * 0xbf58476d1ce4e5b9 +
+         words[2] * 0x94d049bb133111eb + words[3] * 0xd6e8feb86659fd93 +
+         words[4] * 0xa0761d6478bd642f;
 }
 
 inline terrace_ref EncodeRef(const Ref& ref) {
