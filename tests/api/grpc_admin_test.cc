@@ -60,6 +60,7 @@ TEST_F(GrpcTest, StatusAndListings) {
   EXPECT_EQ(status.grpc_sessions(0).client_name(), "test");
   EXPECT_EQ(status.grpc_sessions(0).tenant(), "default");
   EXPECT_EQ(status.grpc_sessions(0).lease_count(), 1u);
+  EXPECT_EQ(status.counters().lookups(), 1u);
   EXPECT_EQ(status.counters().lookup_blocks(), 3u);
   EXPECT_EQ(status.counters().hit_blocks(), 2u);
   EXPECT_EQ(status.counters().stored_blocks(), 5u);
@@ -174,8 +175,8 @@ TEST_F(GrpcTest, AdminIsNotServedOverTcp) {
 TEST_F(GrpcTest, OnlyLoopbackIsListenedOn) {
   for (const char* listen : {"0.0.0.0:0", "[::]:0", "localhost:0", "192.0.2.1:80", ":9465", "nonsense"}) {
     options_.listen = listen;
-    const auto server = GrpcServer::Start(options_, context_);
-    EXPECT_TRUE(absl::IsInvalidArgument(server.status())) << listen << " " << server.status();
+    const absl::Status status = StartAnother(options_);
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << listen << " " << status;
   }
 }
 
@@ -185,20 +186,22 @@ TEST_F(GrpcTest, APortInUseIsAnError) {
   GrpcServerOptions second = options_;
   second.socket_path = folder_.File("second.sock");
   second.listen = absl::StrCat("127.0.0.1:", server_->tcp_port());
-  const auto server = GrpcServer::Start(second, context_);
-  EXPECT_TRUE(absl::IsFailedPrecondition(server.status())) << server.status();
+  const absl::Status status = StartAnother(second);
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
 }
 
 TEST_F(GrpcTest, ASecondServerOnOneSocketIsRefused) {
   StartServer();
-  EXPECT_TRUE(absl::IsUnavailable(GrpcServer::Start(options_, context_).status()));
+  EXPECT_TRUE(absl::IsUnavailable(StartAnother(options_)));
   OpenSession();  // the first one still answers
 }
 
 TEST_F(GrpcTest, OnlyNamedAdministratorsAreAdmitted) {
   std::atomic<int64_t> uid{-1};  // -1: the kernel did not say
   GrpcSessions sessions({}, stack_.get(), Clock::Real());
-  const auto service = MakeAdminService(&context_, &sessions, {12345}, [&](const std::string&) {
+  MetricRegistry registry;
+  GrpcMetrics metrics(&registry, Clock::Real());
+  const auto service = MakeAdminService(&context_, &sessions, &metrics, {12345}, [&](const std::string&) {
     return uid < 0 ? std::optional<uint32_t>() : static_cast<uint32_t>(uid);
   });
   grpc::ServerBuilder builder;
@@ -227,6 +230,7 @@ TEST_F(GrpcTest, OnlyNamedAdministratorsAreAdmitted) {
     EXPECT_EQ(reader->Finish().error_code(), expected) << who;
   }
   server->Shutdown();
+  EXPECT_EQ(metrics.rejected_auth->Value(), 6u);
 }
 
 TEST_F(GrpcTest, HealthAndReflection) {

@@ -99,6 +99,14 @@ class GrpcTest : public ::testing::Test {
     Connect();
   }
 
+  // A server beside server_, with counters of its own. Ends before this returns.
+  absl::Status StartAnother(const GrpcServerOptions& options) const {
+    MetricRegistry metrics;
+    GrpcContext context = context_;
+    context.metrics = &metrics;
+    return GrpcServer::Start(options, context).status();
+  }
+
   // A connection of its own: gRPC otherwise shares one between equal channels.
   std::shared_ptr<grpc::Channel> NewChannel(const std::string& target) {
     grpc::ChannelArguments arguments;

@@ -111,77 +111,59 @@ uint64_t Resident(const kv::KeySpace& key_space) {
 
 class AdminService final : public v1::AdminService::Service {
  public:
-  AdminService(const GrpcContext* context, GrpcSessions* sessions, std::vector<uint32_t> admin_uids,
-               UidOfPeer uid_of_peer)
+  AdminService(const GrpcContext* context, GrpcSessions* sessions, GrpcMetrics* metrics,
+               std::vector<uint32_t> admin_uids, UidOfPeer uid_of_peer)
       : context_(*context),
         sessions_(*sessions),
+        metrics_(*metrics),
         admin_uids_(std::move(admin_uids)),
         uid_of_peer_(std::move(uid_of_peer)),
         started_ns_(context->clock->NowNs()) {}
 
   grpc::Status GetStatus(grpc::ServerContext* call, const v1::GetStatusRequest*,
                          v1::GetStatusResponse* response) override {
-    if (const absl::Status status = Admit(*call); !status.ok()) return ToGrpcStatus(status);
-    FillDaemon(response);
-    FillConnections(response);
-    FillCounters(response->mutable_counters());
-    return grpc::Status::OK;
+    return Answer(*call, [&] { return DoGetStatus(response); });
   }
-
   grpc::Status ListTenants(grpc::ServerContext* call, const v1::ListTenantsRequest*,
                            v1::ListTenantsResponse* response) override {
-    if (const absl::Status status = Admit(*call); !status.ok()) return ToGrpcStatus(status);
-    for (const std::string& name : context_.tenants) response->add_tenants()->set_name(name);
-    for (const kv::KeySpace* key_space : context_.stack->KeySpaces()) {
-      if (key_space->tenant >= response->tenants_size()) continue;
-      v1::Tenant* tenant = response->mutable_tenants(key_space->tenant);
-      const uint64_t blocks = Resident(*key_space);
-      tenant->set_key_space_count(tenant->key_space_count() + 1);
-      tenant->set_resident_blocks(tenant->resident_blocks() + blocks);
-      tenant->set_resident_bytes(tenant->resident_bytes() +
-                                 blocks * key_space->identity.block_bytes);
-    }
-    return grpc::Status::OK;
+    return Answer(*call, [&] { return DoListTenants(response); });
   }
-
   grpc::Status ListKeySpaces(grpc::ServerContext* call, const v1::ListKeySpacesRequest* request,
                              v1::ListKeySpacesResponse* response) override {
-    if (const absl::Status status = Admit(*call); !status.ok()) return ToGrpcStatus(status);
-    for (const kv::KeySpace* key_space : context_.stack->KeySpaces()) {
-      const std::string tenant = context_.stack->TenantName(key_space->tenant);
-      if (!request->tenant().empty() && request->tenant() != tenant) continue;
-      v1::KeySpace* message = response->add_key_spaces();
-      message->set_key_space_id(key_space->id);
-      message->set_tenant(tenant);
-      IdentityToProto(key_space->identity, message->mutable_identity());
-      message->set_digest(key_space->digest.data(), key_space->digest.size());
-      message->set_resident_blocks(Resident(*key_space));
-      message->set_stored_blocks(key_space->blocks_stored.load());
-    }
-    return grpc::Status::OK;
+    return Answer(*call, [&] { return DoListKeySpaces(*request, response); });
   }
-
   grpc::Status ListBlocks(grpc::ServerContext* call, const v1::ListBlocksRequest* request,
                           v1::ListBlocksResponse* response) override {
-    return ToGrpcStatus(DoListBlocks(*call, *request, response));
+    return Answer(*call, [&] { return DoListBlocks(*request, response); });
   }
-
   grpc::Status StatBlock(grpc::ServerContext* call, const v1::StatBlockRequest* request,
                          v1::StatBlockResponse* response) override {
-    return ToGrpcStatus(DoStatBlock(*call, *request, response));
+    return Answer(*call, [&] { return DoStatBlock(*request, response); });
   }
-
   grpc::Status Flush(grpc::ServerContext* call, const v1::FlushRequest* request,
                      v1::FlushResponse* response) override {
-    return ToGrpcStatus(DoFlush(*call, *request, response));
+    return Answer(*call, [&] { return DoFlush(*request, response); });
   }
-
   grpc::Status Verify(grpc::ServerContext* call, const v1::VerifyRequest*,
                       grpc::ServerWriter<v1::VerifyResponse>* writer) override {
-    return ToGrpcStatus(DoVerify(call, writer));
+    return Answer(*call, [&] { return DoVerify(call, writer); });
   }
 
  private:
+  // Admits the caller, runs the call, counts it, and converts its status.
+  template <typename Work>
+  grpc::Status Answer(const grpc::ServerContext& call, const Work& work) {
+    const int64_t begin_ns = metrics_.NowNs();
+    absl::Status status = Admit(call);
+    if (status.ok()) {
+      status = work();
+    } else {
+      metrics_.rejected_auth->Add();
+    }
+    metrics_.Answered(GrpcOp::kAdmin, status, begin_ns);
+    return ToGrpcStatus(status);
+  }
+
   absl::Status Admit(const grpc::ServerContext& call) const {
     if (admin_uids_.empty()) return absl::OkStatus();
     const std::optional<uint32_t> uid = uid_of_peer_(call.peer());
@@ -204,6 +186,13 @@ class AdminService final : public v1::AdminService::Service {
     }
     return absl::NotFoundError(
         absl::StrCat("no key space ", id, "; ids are those of ListKeySpaces of this daemon process"));
+  }
+
+  absl::Status DoGetStatus(v1::GetStatusResponse* response) const {
+    FillDaemon(response);
+    FillConnections(response);
+    FillCounters(response->mutable_counters());
+    return absl::OkStatus();
   }
 
   void FillDaemon(v1::GetStatusResponse* response) const {
@@ -276,9 +265,38 @@ class AdminService final : public v1::AdminService::Service {
     }
   }
 
-  absl::Status DoListBlocks(const grpc::ServerContext& call, const v1::ListBlocksRequest& request,
+  absl::Status DoListTenants(v1::ListTenantsResponse* response) const {
+    for (const std::string& name : context_.tenants) response->add_tenants()->set_name(name);
+    for (const kv::KeySpace* key_space : context_.stack->KeySpaces()) {
+      if (key_space->tenant >= response->tenants_size()) continue;
+      v1::Tenant* tenant = response->mutable_tenants(key_space->tenant);
+      const uint64_t blocks = Resident(*key_space);
+      tenant->set_key_space_count(tenant->key_space_count() + 1);
+      tenant->set_resident_blocks(tenant->resident_blocks() + blocks);
+      tenant->set_resident_bytes(tenant->resident_bytes() +
+                                 blocks * key_space->identity.block_bytes);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status DoListKeySpaces(const v1::ListKeySpacesRequest& request,
+                               v1::ListKeySpacesResponse* response) const {
+    for (const kv::KeySpace* key_space : context_.stack->KeySpaces()) {
+      const std::string tenant = context_.stack->TenantName(key_space->tenant);
+      if (!request.tenant().empty() && request.tenant() != tenant) continue;
+      v1::KeySpace* message = response->add_key_spaces();
+      message->set_key_space_id(key_space->id);
+      message->set_tenant(tenant);
+      IdentityToProto(key_space->identity, message->mutable_identity());
+      message->set_digest(key_space->digest.data(), key_space->digest.size());
+      message->set_resident_blocks(Resident(*key_space));
+      message->set_stored_blocks(key_space->blocks_stored.load());
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status DoListBlocks(const v1::ListBlocksRequest& request,
                             v1::ListBlocksResponse* response) const {
-    RETURN_IF_ERROR(Admit(call));
     ASSIGN_OR_RETURN(const kv::KeySpace* key_space, FindKeySpace(request.key_space_id()));
     const uint32_t limit = request.limit() == 0 ? kListLimitDefault : request.limit();
     if (limit > kListLimitMax) {
@@ -291,9 +309,8 @@ class AdminService final : public v1::AdminService::Service {
     return absl::OkStatus();
   }
 
-  absl::Status DoStatBlock(const grpc::ServerContext& call, const v1::StatBlockRequest& request,
+  absl::Status DoStatBlock(const v1::StatBlockRequest& request,
                            v1::StatBlockResponse* response) const {
-    RETURN_IF_ERROR(Admit(call));
     ASSIGN_OR_RETURN(const kv::BlockKey key, KeyFromProto(request.key(), "key"));
     ASSIGN_OR_RETURN(const kv::KeySpace* only, FindKeySpace(request.key_space_id()));
     for (const kv::KeySpace* key_space : context_.stack->KeySpaces()) {
@@ -304,9 +321,8 @@ class AdminService final : public v1::AdminService::Service {
     return absl::OkStatus();
   }
 
-  absl::Status DoFlush(const grpc::ServerContext& call, const v1::FlushRequest& request,
+  absl::Status DoFlush(const v1::FlushRequest& request,
                        v1::FlushResponse* response) const {
-    RETURN_IF_ERROR(Admit(call));
     const kv::KeySpace* key_space = nullptr;
     if (request.target_case() == v1::FlushRequest::kKeySpaceId && request.key_space_id() != 0) {
       ASSIGN_OR_RETURN(key_space, FindKeySpace(request.key_space_id()));
@@ -321,7 +337,6 @@ class AdminService final : public v1::AdminService::Service {
   }
 
   absl::Status DoVerify(grpc::ServerContext* call, grpc::ServerWriter<v1::VerifyResponse>* writer) {
-    RETURN_IF_ERROR(Admit(*call));
     if (is_verifying_.exchange(true)) {
       return absl::ResourceExhaustedError("another verify is running; wait for its end");
     }
@@ -350,6 +365,7 @@ class AdminService final : public v1::AdminService::Service {
 
   const GrpcContext& context_;
   GrpcSessions& sessions_;
+  GrpcMetrics& metrics_;
   const std::vector<uint32_t> admin_uids_;
   const UidOfPeer uid_of_peer_;
   const int64_t started_ns_;
@@ -359,9 +375,10 @@ class AdminService final : public v1::AdminService::Service {
 }  // namespace
 
 std::unique_ptr<grpc::Service> MakeAdminService(const GrpcContext* context, GrpcSessions* sessions,
+                                                GrpcMetrics* metrics,
                                                 std::vector<uint32_t> admin_uids,
                                                 UidOfPeer uid_of_peer) {
-  return std::make_unique<AdminService>(context, sessions, std::move(admin_uids),
+  return std::make_unique<AdminService>(context, sessions, metrics, std::move(admin_uids),
                                         std::move(uid_of_peer));
 }
 

@@ -12,9 +12,10 @@
 
 namespace terrace::api {
 
-// For the Unix socket's grpc::Server only. Callers are those of GrpcServerOptions::admin_uids. context
-// and sessions must outlive it; threads: gRPC's, and one of its own while a Verify runs.
+// For the Unix socket's grpc::Server only. Callers are those of GrpcServerOptions::admin_uids. The
+// pointers must outlive it; threads: gRPC's, and one of its own while a Verify runs.
 std::unique_ptr<grpc::Service> MakeAdminService(const GrpcContext* context, GrpcSessions* sessions,
+                                                GrpcMetrics* metrics,
                                                 std::vector<uint32_t> admin_uids,
                                                 UidOfPeer uid_of_peer);
 

@@ -50,79 +50,98 @@ class CallLease {
 
 class CacheService final : public v1::CacheService::Service {
  public:
-  CacheService(const GrpcContext* context, GrpcSessions* sessions, UidOfPeer uid_of_peer)
-      : context_(*context), sessions_(*sessions), uid_of_peer_(std::move(uid_of_peer)) {}
+  CacheService(const GrpcContext* context, GrpcSessions* sessions, GrpcMetrics* metrics,
+               UidOfPeer uid_of_peer)
+      : context_(*context),
+        sessions_(*sessions),
+        metrics_(*metrics),
+        uid_of_peer_(std::move(uid_of_peer)) {}
 
   grpc::Status OpenSession(grpc::ServerContext* call, const v1::OpenSessionRequest* request,
                            v1::OpenSessionResponse* response) override {
-    return ToGrpcStatus(DoOpenSession(call->peer(), *request, response));
+    return Answer(GrpcOp::kOpenSession,
+                  [&] { return DoOpenSession(call->peer(), *request, response); });
   }
 
   grpc::Status KeepAlive(grpc::ServerContext*, const v1::KeepAliveRequest* request,
                          v1::KeepAliveResponse* response) override {
-    auto session = sessions_.Find(request->session_id());
-    if (!session.ok()) return ToGrpcStatus(session.status());
-    response->set_lease_count((*session)->core().lease_count());
-    return grpc::Status::OK;
+    return Answer(GrpcOp::kKeepAlive, [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(const auto session, sessions_.Find(request->session_id()));
+      response->set_lease_count(session->core().lease_count());
+      return absl::OkStatus();
+    });
   }
 
   grpc::Status CloseSession(grpc::ServerContext*, const v1::CloseSessionRequest* request,
                             v1::CloseSessionResponse*) override {
-    return ToGrpcStatus(sessions_.Close(request->session_id()));
+    return Answer(GrpcOp::kCloseSession, [&] { return sessions_.Close(request->session_id()); });
   }
 
   grpc::Status OpenKeySpace(grpc::ServerContext*, const v1::OpenKeySpaceRequest* request,
                             v1::OpenKeySpaceResponse* response) override {
-    auto session = sessions_.Find(request->session_id());
-    if (!session.ok()) return ToGrpcStatus(session.status());
-    const auto key_space = (*session)->OpenKeySpace(IdentityFromProto(request->identity()));
-    if (!key_space.ok()) return ToGrpcStatus(key_space.status());
-    response->set_key_space_id((*key_space)->id);
-    response->set_digest((*key_space)->digest.data(), (*key_space)->digest.size());
-    return grpc::Status::OK;
+    return Answer(GrpcOp::kOpenKeySpace, [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(const auto session, sessions_.Find(request->session_id()));
+      ASSIGN_OR_RETURN(const kv::KeySpace* key_space,
+                       session->OpenKeySpace(IdentityFromProto(request->identity())));
+      response->set_key_space_id(key_space->id);
+      response->set_digest(key_space->digest.data(), key_space->digest.size());
+      return absl::OkStatus();
+    });
   }
 
   grpc::Status Lookup(grpc::ServerContext*, const v1::LookupRequest* request,
                       v1::LookupResponse* response) override {
-    return ToGrpcStatus(DoLookup(*request, response));
+    return Answer(GrpcOp::kLookup, [&] { return DoLookup(*request, response); });
   }
 
   grpc::Status Get(grpc::ServerContext* call, const v1::GetRequest* request,
                    grpc::ServerWriter<v1::GetResponse>* writer) override {
-    return ToGrpcStatus(DoGet(call, *request, writer));
+    return Answer(GrpcOp::kGet, [&] { return DoGet(call, *request, writer); });
   }
 
   grpc::Status Put(grpc::ServerContext* call, grpc::ServerReader<v1::PutRequest>* reader,
                    v1::PutResponse* response) override {
-    return ToGrpcStatus(DoPut(call, reader, response));
+    return Answer(GrpcOp::kPut, [&] { return DoPut(call, reader, response); });
   }
 
   grpc::Status Stat(grpc::ServerContext*, const v1::StatRequest* request,
                     v1::StatResponse* response) override {
-    return ToGrpcStatus(DoStat(*request, response));
+    return Answer(GrpcOp::kStat, [&] { return DoStat(*request, response); });
   }
 
   grpc::Status Release(grpc::ServerContext*, const v1::ReleaseRequest* request,
                        v1::ReleaseResponse*) override {
-    auto session = sessions_.Find(request->session_id());
-    if (!session.ok()) return ToGrpcStatus(session.status());
-    return ToGrpcStatus((*session)->core().Release(request->lease_id()));
+    return Answer(GrpcOp::kRelease, [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(const auto session, sessions_.Find(request->session_id()));
+      return session->core().Release(request->lease_id());
+    });
   }
 
   grpc::Status Renew(grpc::ServerContext*, const v1::RenewRequest* request,
                      v1::RenewResponse*) override {
-    auto session = sessions_.Find(request->session_id());
-    if (!session.ok()) return ToGrpcStatus(session.status());
-    return ToGrpcStatus((*session)->core().Renew(request->lease_id()));
+    return Answer(GrpcOp::kRenew, [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(const auto session, sessions_.Find(request->session_id()));
+      return session->core().Renew(request->lease_id());
+    });
   }
 
  private:
+  // Runs one call, counts it, and converts its status.
+  template <typename Work>
+  grpc::Status Answer(GrpcOp op, const Work& work) {
+    const int64_t begin_ns = metrics_.NowNs();
+    const absl::Status status = work();
+    metrics_.Answered(op, status, begin_ns);
+    return ToGrpcStatus(status);
+  }
+
   absl::Status DoOpenSession(const std::string& peer, const v1::OpenSessionRequest& request,
                              v1::OpenSessionResponse* response) {
     const std::string tenant = request.tenant().empty() ? "default" : request.tenant();
     const uint32_t uid = uid_of_peer_(peer).value_or(kUidUnknown);
     const auto tenant_id = context_.authenticate(tenant, request.token(), uid);
     if (!tenant_id.ok()) {
+      metrics_.rejected_auth->Add();
       Log(LogLevel::kWarning, "grpc_session_refused",
           {{"tenant", tenant}, {"uid", static_cast<int64_t>(static_cast<int32_t>(uid))}});
       return tenant_id.status();
@@ -297,14 +316,15 @@ class CacheService final : public v1::CacheService::Service {
 
   const GrpcContext& context_;
   GrpcSessions& sessions_;
+  GrpcMetrics& metrics_;
   const UidOfPeer uid_of_peer_;
 };
 
 }  // namespace
 
 std::unique_ptr<grpc::Service> MakeCacheService(const GrpcContext* context, GrpcSessions* sessions,
-                                                UidOfPeer uid_of_peer) {
-  return std::make_unique<CacheService>(context, sessions, std::move(uid_of_peer));
+                                                GrpcMetrics* metrics, UidOfPeer uid_of_peer) {
+  return std::make_unique<CacheService>(context, sessions, metrics, std::move(uid_of_peer));
 }
 
 }  // namespace terrace::api

@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 
+#include "api/server/grpc_metrics.h"
 #include "api/server/grpc_server.h"
 #include "api/server/grpc_sessions.h"
 
@@ -22,8 +23,8 @@ namespace terrace::api {
 // User id at the other end of a call, from grpc::ServerContext::peer().
 using UidOfPeer = std::function<std::optional<uint32_t>(const std::string& peer)>;
 
-// One instance a grpc::Server. context and sessions must outlive it; threads: gRPC's.
+// One instance a grpc::Server. The pointers must outlive it; threads: gRPC's.
 std::unique_ptr<grpc::Service> MakeCacheService(const GrpcContext* context, GrpcSessions* sessions,
-                                                UidOfPeer uid_of_peer);
+                                                GrpcMetrics* metrics, UidOfPeer uid_of_peer);
 
 }  // namespace terrace::api

@@ -34,9 +34,10 @@ uint64_t SocketInode(int fd) {
 
 absl::StatusOr<std::unique_ptr<GrpcAcceptor>> GrpcAcceptor::Start(UnixListener listener,
                                                                   const Options& options,
-                                                                  std::function<void(int)> adopt) {
-  auto acceptor =
-      absl::WrapUnique(new GrpcAcceptor(std::move(listener), options, std::move(adopt)));
+                                                                  std::function<void(int)> adopt,
+                                                                  Counter* rejected) {
+  auto acceptor = absl::WrapUnique(
+      new GrpcAcceptor(std::move(listener), options, std::move(adopt), rejected));
   acceptor->stop_fd_ = eventfd(0, EFD_CLOEXEC);
   if (acceptor->stop_fd_ < 0) {
     return absl::ResourceExhaustedError(absl::StrCat("eventfd: ", std::strerror(errno)));
@@ -47,8 +48,11 @@ absl::StatusOr<std::unique_ptr<GrpcAcceptor>> GrpcAcceptor::Start(UnixListener l
 }
 
 GrpcAcceptor::GrpcAcceptor(UnixListener listener, const Options& options,
-                           std::function<void(int)> adopt)
-    : options_(options), adopt_(std::move(adopt)), listener_(std::move(listener)) {}
+                           std::function<void(int)> adopt, Counter* rejected)
+    : options_(options),
+      adopt_(std::move(adopt)),
+      rejected_(rejected),
+      listener_(std::move(listener)) {}
 
 GrpcAcceptor::~GrpcAcceptor() {
   if (thread_.joinable()) {
@@ -104,6 +108,7 @@ bool GrpcAcceptor::Admit(int fd, const Peer& peer) {
     }
   }
   if (peers_.size() >= options_.connections_max || of_uid >= options_.connections_per_uid_max) {
+    rejected_->Add();
     Log(LogLevel::kWarning, "grpc_connection_refused",
         {{"uid", peer.uid}, {"of_uid", of_uid}, {"connections", peers_.size()}});
     return false;

@@ -15,6 +15,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "api/door/socket_path.h"
+#include "kvstore/base/metrics.h"
 #include "kvstore/base/mutex.h"
 
 namespace terrace::api {
@@ -28,10 +29,12 @@ class GrpcAcceptor {
     size_t connections_max = 1024;
     size_t connections_per_uid_max = 256;
   };
-  // adopt gets the accepted descriptor and owns it; called on the acceptor's thread.
+  // adopt gets the accepted descriptor and owns it; called on the acceptor's thread. rejected counts
+  // connections beyond a limit and must outlive the acceptor.
   static absl::StatusOr<std::unique_ptr<GrpcAcceptor>> Start(UnixListener listener,
                                                              const Options& options,
-                                                             std::function<void(int fd)> adopt);
+                                                             std::function<void(int fd)> adopt,
+                                                             Counter* rejected);
   ~GrpcAcceptor();  // stops accepting and removes the socket; adopted connections go on
   GrpcAcceptor(const GrpcAcceptor&) = delete;
 
@@ -44,7 +47,8 @@ class GrpcAcceptor {
     uint32_t uid = 0;
     uint64_t inode = 0;  // of the connection: tells whether the descriptor is still the same one
   };
-  GrpcAcceptor(UnixListener listener, const Options& options, std::function<void(int)> adopt);
+  GrpcAcceptor(UnixListener listener, const Options& options, std::function<void(int)> adopt,
+               Counter* rejected);
   void Run();
   void AcceptOne();
   // Notes the connection; false when a limit is reached.
@@ -52,6 +56,7 @@ class GrpcAcceptor {
 
   const Options options_;
   const std::function<void(int)> adopt_;
+  Counter* const rejected_;
   UnixListener listener_;
   int stop_fd_ = -1;  // an eventfd: readable when the thread shall end
   mutable Mutex mu_;

@@ -71,6 +71,7 @@ class GrpcServer::Impl {
   Impl(const GrpcServerOptions& options, const GrpcContext& context)
       : options_(options),
         context_(context),
+        metrics_(context.metrics, context.clock),
         sessions_(options.sessions, context.stack, context.clock) {}
 
   ~Impl() { Shutdown(0); }
@@ -87,11 +88,9 @@ class GrpcServer::Impl {
     RETURN_IF_ERROR(StartUnix());
     if (!options_.listen.empty()) RETURN_IF_ERROR(StartTcp());
     SetServing(false);
-    ASSIGN_OR_RETURN(acceptor_, GrpcAcceptor::Start(std::move(listener), options_.acceptor,
-                                                    [this](int fd) {
-                                                      grpc::AddInsecureChannelFromFd(
-                                                          unix_server_.get(), fd);
-                                                    }));
+    const auto adopt = [this](int fd) { grpc::AddInsecureChannelFromFd(unix_server_.get(), fd); };
+    ASSIGN_OR_RETURN(acceptor_, GrpcAcceptor::Start(std::move(listener), options_.acceptor, adopt,
+                                                    metrics_.rejected_connections));
     {
       MutexLock lock(&mu_);
       acceptor_ready_ = acceptor_.get();
@@ -136,8 +135,8 @@ class GrpcServer::Impl {
  private:
   absl::Status StartUnix() {
     UidOfPeer uid_of_peer = [this](const std::string& peer) { return UidOf(peer); };
-    unix_cache_ = MakeCacheService(&context_, &sessions_, uid_of_peer);
-    admin_ = MakeAdminService(&context_, &sessions_, options_.admin_uids, uid_of_peer);
+    unix_cache_ = MakeCacheService(&context_, &sessions_, &metrics_, uid_of_peer);
+    admin_ = MakeAdminService(&context_, &sessions_, &metrics_, options_.admin_uids, uid_of_peer);
     grpc::ServerBuilder builder;
     SetUpBuilder(builder, options_.sessions.streams_max);
     builder.RegisterService(unix_cache_.get());
@@ -153,7 +152,7 @@ class GrpcServer::Impl {
           "grpc.listen must be a loopback address like 127.0.0.1:9465 or [::1]:9465, is \"",
           options_.listen, "\": without TLS this door does not leave the machine"));
     }
-    tcp_cache_ = MakeCacheService(&context_, &sessions_, [](const std::string&) {
+    tcp_cache_ = MakeCacheService(&context_, &sessions_, &metrics_, [](const std::string&) {
       return std::optional<uint32_t>();
     });
     grpc::ServerBuilder builder;
@@ -186,6 +185,7 @@ class GrpcServer::Impl {
 
   const GrpcServerOptions options_;
   const GrpcContext context_;
+  GrpcMetrics metrics_;
   GrpcSessions sessions_;
   std::unique_ptr<grpc::Service> unix_cache_, tcp_cache_, admin_;
   std::unique_ptr<grpc::Server> unix_server_, tcp_server_;

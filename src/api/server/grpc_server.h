@@ -31,7 +31,7 @@ using Authenticator = std::function<absl::StatusOr<kv::TenantId>(
 struct GrpcContext {
   tiering::TierStack* stack = nullptr;
   const Clock* clock = nullptr;
-  MetricRegistry* metrics = nullptr;  // its families are read for AdminService.GetStatus
+  MetricRegistry* metrics = nullptr;  // one GrpcServer a registry; read for GetStatus
   Authenticator authenticate;
   // EngineServer::Connections, without a dependency on it.
   std::function<std::vector<EngineConnection>()> engine_connections;
