@@ -32,9 +32,7 @@ Session::~Session() {
     impl.sessions.erase(id_);
   }
   MutexLock lock(&mu_);
-  for (auto& [id, lease] : leases_) {
-    for (const kv::FrameId frame : lease->frames) impl.tier.Unpin(frame);
-  }
+  for (auto& [id, lease] : leases_) impl.Unpin(lease->frames);
   impl.leases.fetch_sub(static_cast<int64_t>(leases_.size()), std::memory_order_relaxed);
   impl.leases_reclaimed_session->Add(leases_.size());
 }
@@ -73,8 +71,12 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
   std::vector<PrefixIndex::Found> found(keys.size());
   bool refused = false;
   const bool prefix = mode == LookupMode::kPrefix;
+  const uint64_t charge = pin ? keys.size() + (fresh != nullptr ? impl.kPinsPerLease : 0) : 0;
+  const bool charged = impl.TryChargePins(charge);
   const uint32_t n_here = impl.catalog.Find(
-      *key_space, keys, prefix, pin, [&impl] { return impl.MayLease(); }, found, &refused);
+      *key_space, keys, prefix, pin, [&impl, charged] { return charged && impl.MayLease(); }, found, &refused);
+  const bool kept = pin && (n_here > 0 || fresh == nullptr);  // a new lease of nothing is none
+  if (charged) impl.charged_pins.fetch_sub(kept ? keys.size() - n_here : charge, std::memory_order_relaxed);
 
   LookupAnswer answer;
   answer.n_here = n_here;
@@ -111,7 +113,7 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
     counters.hit_tokens->Add(n_here * tokens);
   }
 
-  if (pin && (n_here > 0 || fresh == nullptr)) {
+  if (kept) {
     lease->expires_ns = impl.clock->NowNs() + impl.options.lease_max_age_ns;
     answer.lease_id = lease_id;
     if (fresh != nullptr) {
@@ -132,7 +134,7 @@ absl::Status Session::Release(uint64_t lease_id) {
     if (node.empty()) return NoSuchLease();
     lease = std::move(node.mapped());
   }
-  for (const kv::FrameId frame : lease->frames) impl.tier.Unpin(frame);
+  impl.Unpin(lease->frames);
   impl.leases.fetch_sub(1, std::memory_order_relaxed);
   impl.leases_released->Add();
   return absl::OkStatus();
@@ -162,7 +164,7 @@ void Session::ExpireLeases(int64_t now_ns) {
       ++it;
       continue;
     }
-    for (const kv::FrameId frame : it->second->frames) impl.tier.Unpin(frame);
+    impl.Unpin(it->second->frames);
     leases_.erase(it++);
     impl.leases.fetch_sub(1, std::memory_order_relaxed);
     impl.leases_expired->Add();

@@ -84,6 +84,8 @@ TierStack::Impl::Impl(const TierStackOptions& stack_options, const Clock* the_cl
       clock(the_clock),
       budget(stack_options.budget_bytes),
       key_spaces(stack_options.max_key_spaces),
+      // 4 bytes a pin: at most a thousandth of the arena, or 8 MiB.
+      max_pins(std::clamp<uint64_t>(index_capacity, 1 << 21, 1 << 29)),
       lease_secret(Random64()),
       tier((RegisterMetrics(metrics), TERRACE_CHECK(budget.TryCharge(static_bytes)),
             HostTier::Options{.segment_bytes = SegmentBytes(arena_bytes),
@@ -118,6 +120,17 @@ uint64_t TierStack::Impl::NewLeaseId() {
     x ^= x >> 31;
     if (x != Session::kNewLease && x != Session::kNoLease) return x;
   }
+}
+
+bool TierStack::Impl::TryChargePins(uint64_t pins) {
+  if (charged_pins.fetch_add(pins, std::memory_order_relaxed) + pins <= max_pins) return true;
+  charged_pins.fetch_sub(pins, std::memory_order_relaxed);
+  return false;
+}
+
+void TierStack::Impl::Unpin(const std::vector<FrameId>& frames) {
+  for (const FrameId frame : frames) tier.Unpin(frame);
+  charged_pins.fetch_sub(frames.size() + kPinsPerLease, std::memory_order_relaxed);
 }
 
 void TierStack::Impl::Put(const Session& session, PutRequest request) {

@@ -46,6 +46,11 @@ class TierStack::Impl {
            options.max_leased_ratio * static_cast<double>(tier.capacity_bytes());
   }
   uint64_t NewLeaseId();
+  // Leases cost memory here and count on frames: what all of them may name together is bounded, however
+  // often a client asks for the same block. False: no room for so many more.
+  bool TryChargePins(uint64_t pins);
+  // Ends the pins of a lease.
+  void Unpin(const std::vector<kv::FrameId>& frames);
 
   const TierStackOptions options;
   const Clock* const clock;
@@ -57,6 +62,9 @@ class TierStack::Impl {
   Counter *host_in_bytes, *host_out_bytes, *scrub_bytes;
   Histogram* store_duration;
   std::atomic<int64_t> leases{0};
+  const uint64_t max_pins;  // of all leases; a lease itself counts as kPinsPerLease
+  std::atomic<uint64_t> charged_pins{0};
+  static constexpr uint64_t kPinsPerLease = 16;
   std::atomic<uint64_t> next_session{1}, next_lease{1};
   const uint64_t lease_secret;
   std::atomic<bool> draining{false};
