@@ -77,6 +77,7 @@ void Catalog::DrainTouchesLocked() {
 
 std::optional<FrameId> Catalog::Allocate(kv::TenantId tenant, uint64_t block_bytes) {
   if (const auto frame = tier_->TryAllocate(tenant, block_bytes)) return frame;
+  if (!tier_->MayFit(block_bytes)) return std::nullopt;
   DrainTouches();
   for (int evicted = 0; evicted < kMaxEvictionsPerStore; ++evicted) {
     const std::optional<Evicted> victim = EvictOne(tenant, block_bytes);
@@ -84,7 +85,7 @@ std::optional<FrameId> Catalog::Allocate(kv::TenantId tenant, uint64_t block_byt
     if (!victim->same_shape) {
       // Room of another size: make whole slabs of it, and segments where they are another tenant's.
       Evacuate(victim->frame);
-      while (tier_->GiveUpEmptySegment(tenant)) {
+      for (int n = 0; n < kMaxSegmentsPerStore && tier_->GiveUpEmptySegment(tenant); ++n) {
         if (const auto frame = tier_->TryAllocate(tenant, block_bytes)) return frame;
       }
     }

@@ -67,6 +67,7 @@ class Catalog {
  private:
   static constexpr size_t kMaxTouches = 1 << 16;
   static constexpr int kMaxEvictionsPerStore = 4096;
+  static constexpr int kMaxSegmentsPerStore = 1024;
 
   struct Evicted {
     kv::FrameId frame;

@@ -48,11 +48,15 @@ std::unique_ptr<SharedSegment> HostTier::MakeSegment(uint64_t bytes) {
     MutexLock lock(&mu_);
     if (closing_ || bytes > options_.arena_bytes - std::min(options_.arena_bytes, arena_used_)) return nullptr;
     if (segments_.size() + spare_.size() + 1 >= kMaxSegments) return nullptr;
-    if (!budget_->TryCharge(bytes)) return nullptr;
+    // Only where the tables of its frames fit, too, at their worst (blocks of a page: 87 KiB an extent).
+    // Else it would take what was given up to pay for tables, and stay empty for want of them.
+    if (!budget_->TryCharge(bytes + bytes / kTableShare)) return nullptr;
+    budget_->Release(bytes / kTableShare);
     arena_used_ += bytes;
-    // Ids are not used twice while either segment lives.
-    while (segments_.contains(next_id_) || next_id_ % kMaxSegments == 0) ++next_id_;
+    // A slot belongs to one segment as long as it lives; ids are not used again for a long time.
+    while (slot_used_[next_id_ % kMaxSegments] || next_id_ % kMaxSegments == 0) ++next_id_;
     id = next_id_++;
+    slot_used_[id % kMaxSegments] = true;
   }
   using Clients = SharedMemory::Clients;
   auto payload = options_.huge_pages
@@ -67,8 +71,7 @@ std::unique_ptr<SharedSegment> HostTier::MakeSegment(uint64_t bytes) {
     Log(LogLevel::kError, "segment_refused",
         {{"error", (payload.ok() ? headers.status() : payload.status()).message()}});
     MutexLock lock(&mu_);
-    arena_used_ -= bytes;
-    budget_->Release(bytes);
+    ForgetLocked(id, bytes);
     return nullptr;
   }
   auto segment = std::make_unique<SharedSegment>();
@@ -77,6 +80,12 @@ std::unique_ptr<SharedSegment> HostTier::MakeSegment(uint64_t bytes) {
   segment->headers = *std::move(headers);
   mapped_[id % kMaxSegments] = {segment->payload->data(), segment->headers->data()};
   return segment;
+}
+
+void HostTier::ForgetLocked(uint32_t id, uint64_t bytes) {
+  slot_used_[id % kMaxSegments] = false;
+  arena_used_ -= bytes;
+  budget_->Release(bytes);
 }
 
 bool HostTier::AddSegment(kv::TenantId tenant, uint64_t least_bytes) {
@@ -88,9 +97,12 @@ bool HostTier::AddSegment(kv::TenantId tenant, uint64_t least_bytes) {
       spare_.pop_front();
     }
   }
-  if (segment == nullptr) segment = MakeSegment(std::max(options_.segment_bytes, least_bytes));
   // The end of the arena may be shorter than a whole segment.
-  if (segment == nullptr) segment = MakeSegment(least_bytes);
+  for (uint64_t bytes = std::max(options_.segment_bytes, least_bytes); segment == nullptr;) {
+    segment = MakeSegment(bytes);
+    if (bytes == least_bytes) break;
+    bytes = std::max(bytes / 2 / kExtentBytes * kExtentBytes, least_bytes);
+  }
   while (segment == nullptr && GiveUpSpare()) segment = MakeSegment(least_bytes);
   if (segment == nullptr) return false;
   const uint32_t id = segment->id;
@@ -105,14 +117,23 @@ bool HostTier::AddSegment(kv::TenantId tenant, uint64_t least_bytes) {
 }
 
 std::optional<FrameId> HostTier::TryAllocate(kv::TenantId tenant, uint64_t block_bytes) {
+  if (!MayFit(block_bytes)) return std::nullopt;
   const uint64_t slab_bytes = kv::ShapeFor(block_bytes).extents * kExtentBytes;
-  if (slab_bytes > options_.arena_bytes) return std::nullopt;
   while (true) {
     bool no_metadata = false;
-    if (const auto frame = pool_.Allocate(tenant, block_bytes, &no_metadata)) return frame;
+    if (const auto frame = pool_.Allocate(tenant, block_bytes, &no_metadata)) {
+      // Headers of another size may have lain here: what stands in the place of the generation is theirs.
+      kv::StoreGeneration(Header(pool_.PlaceOf(*frame)), 0);
+      std::atomic_thread_fence(std::memory_order_seq_cst);
+      return frame;
+    }
     // Tables eat into what was set aside for payloads: one spare segment pays for many slabs.
     if (no_metadata ? !GiveUpSpare() : !AddSegment(tenant, slab_bytes)) return std::nullopt;
   }
+}
+
+bool HostTier::MayFit(uint64_t block_bytes) const {
+  return kv::ShapeFor(block_bytes).extents * kExtentBytes <= options_.arena_bytes;
 }
 
 bool HostTier::GiveUpEmptySegment(kv::TenantId wanted_by) {
@@ -124,9 +145,7 @@ bool HostTier::GiveUpEmptySegment(kv::TenantId wanted_by) {
     MutexLock lock(&mu_);
     auto node = segments_.extract(*id);
     gone = std::move(node.mapped());
-    const uint64_t bytes = gone.segment->payload->bytes();
-    arena_used_ -= bytes;
-    budget_->Release(bytes);
+    ForgetLocked(*id, gone.segment->payload->bytes());
   }
   segment_gone_(gone.tenant, *id);
   return true;
@@ -138,8 +157,7 @@ bool HostTier::GiveUpSpare() {
   if (spare_.empty()) return false;
   spare = std::move(spare_.back());
   spare_.pop_back();
-  arena_used_ -= spare->payload->bytes();
-  budget_->Release(spare->payload->bytes());
+  ForgetLocked(spare->id, spare->payload->bytes());
   return true;
 }
 
@@ -187,7 +205,8 @@ std::byte* HostTier::Payload(FrameId frame) const {
 uint64_t HostTier::WriteHeader(FrameId frame, const kv::KeySpace& key_space, const kv::BlockKey& key,
                                std::span<const uint64_t> checksums) {
   BlockHeader* header = Header(pool_.PlaceOf(frame));
-  TERRACE_CHECK(kv::LoadGeneration(header) == 0);
+  // Not checked to be 0 but made so: it is shared memory, where a bit may have flipped.
+  kv::StoreGeneration(header, 0);
   const uint64_t generation = pool_.NextGeneration();
   BlockHeader fields{};
   fields.magic = kv::kBlockHeaderMagic;

@@ -44,6 +44,8 @@ class HostTier {
 
   // A free frame (Filling), from the tenant's segments or a new one. nullopt: something must go first.
   std::optional<kv::FrameId> TryAllocate(kv::TenantId tenant, uint64_t block_bytes);
+  // Could a block of this size ever be here? No: nothing needs to make room for it.
+  bool MayFit(uint64_t block_bytes) const;
   // Gives up an empty segment of another tenant (or of this one, when a larger one is needed).
   bool GiveUpEmptySegment(kv::TenantId wanted_by);
   // Gives a prefaulted segment that nobody uses back to the budget.
@@ -81,11 +83,13 @@ class HostTier {
 
  private:
   static constexpr uint32_t kMaxSegments = 1 << 16;
+  static constexpr uint64_t kTableShare = 8;  // tables take at most an eighth of the payload
   struct Mapped {
     std::byte* payload = nullptr;
     std::byte* headers = nullptr;
   };
   std::unique_ptr<SharedSegment> MakeSegment(uint64_t bytes);
+  void ForgetLocked(uint32_t id, uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool AddSegment(kv::TenantId tenant, uint64_t least_bytes);
   void Prefault();
   void Recycle(kv::FrameId frame);
@@ -104,6 +108,7 @@ class HostTier {
   bool closing_ ABSL_GUARDED_BY(mu_) = false;
   uint64_t arena_used_ ABSL_GUARDED_BY(mu_) = 0;  // payload bytes of all segments, spare ones too
   uint32_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
+  std::vector<bool> slot_used_ ABSL_GUARDED_BY(mu_) = std::vector<bool>(kMaxSegments);
   struct Owned {
     kv::TenantId tenant;
     std::unique_ptr<SharedSegment> segment;
