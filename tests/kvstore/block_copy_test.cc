@@ -196,6 +196,26 @@ TEST_P(BlockCopyTest, ChecksumsOfEqualBytesDifferByIdentity) {
   EXPECT_TRUE(Copy({&source, 1}, {}, seed, CopyCheck::kVerify, checksums));
 }
 
+// Leaves the seed all over the stack below its caller: two words in four, the others zero, as XXH3's state
+// (which knows by its seed whether its secret is made) and no other secret would leave it.
+__attribute__((noinline)) void LeaveOnTheStack(uint64_t seed, int shift) {
+  volatile uint64_t words[4096];
+  for (int i = 0; i < 4096; ++i) words[i] = (i + shift) % 4 < 2 ? seed : 0;
+}
+
+TEST_P(BlockCopyTest, ChecksumsDoNotDependOnWhatTheStackHeld) {
+  auto bytes = PayloadOf(KeyOf(12), 1000);
+  const Piece source = Whole(bytes);
+  const uint64_t seed = 0x123456789ABCDEFull;
+  const uint64_t expected = XXH3_64bits_withSeed(bytes.data(), bytes.size(), seed);
+  for (int shift = 0; shift < 4; ++shift) {
+    std::vector<uint64_t> checksums(1);
+    LeaveOnTheStack(seed, shift);
+    ASSERT_TRUE(Copy({&source, 1}, {}, seed, CopyCheck::kCompute, checksums));
+    EXPECT_EQ(checksums[0], expected);
+  }
+}
+
 TEST_P(BlockCopyTest, TargetShorterThanSourceIsRefused) {
   auto bytes = PayloadOf(KeyOf(9), 5000);
   std::vector<std::byte> out(4999, std::byte{1});

@@ -60,6 +60,7 @@ bool CopyBlock(std::span<const Piece> source, std::span<const Piece> target, uin
   size_t source_piece = 0, source_offset = 0, target_piece = 0, target_offset = 0;
   bool intact = true;
   XXH3_state_t state;
+  XXH3_INITSTATE(&state);  // else an old seed on the stack that equals ours keeps its half-overwritten secret
   alignas(64) std::byte buffer[kRunBytes];
   for (size_t segment = 0; segment < checksums.size() && intact; ++segment) {
     XXH3_64bits_reset_withSeed(&state, identity_seed + segment * 0x9E3779B97F4A7C15ull);
