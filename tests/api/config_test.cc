@@ -96,9 +96,9 @@ TEST_F(ConfigTest, EveryOptionHasAVariableThatSetsIt) {
 TEST_F(ConfigTest, OtherProgramsVariablesAreNoneOfOurs) {
   EXPECT_TRUE(LoadConfig({.environment = {{"TERRACE_SOCKET", "/x"},
                                           {"TERRACE_BIN_DIR", "/y"},
-                                          {"TERRACE_PORT", "tcp://10.0.0.1:1"},           // Kubernetes, service
-                                          {"TERRACE_PORT_9464_TCP", "tcp://10.0.0.1:1"},  // "terrace"
-                                          {"TERRACE_SERVICE_HOST", "10.0.0.1"}}})
+                                          {"TERRACE_PORT", "tcp://192.0.2.1:1"},           // Kubernetes, service
+                                          {"TERRACE_PORT_9464_TCP", "tcp://192.0.2.1:1"},  // "terrace"
+                                          {"TERRACE_SERVICE_HOST", "192.0.2.1"}}})
                   .ok());
 }
 

@@ -214,7 +214,8 @@ int RunVerify(const Settings& settings) {
   const bool shows_progress = isatty(STDERR_FILENO) == 1;
   const absl::StatusOr<v1::VerifyResponse> answer =
       AdminClient(settings.grpc_socket).Verify([&](const v1::VerifyResponse& progress) {
-        if (shows_progress) std::cerr << "\rchecking, " << HumanSeconds(Seconds(progress.elapsed())) << " " << std::flush;
+        if (!shows_progress) return;
+        std::cerr << "\rchecking, " << HumanSeconds(Seconds(progress.elapsed())) << " " << std::flush;
       });
   if (shows_progress) std::cerr << "\r\x1b[K";
   if (!answer.ok()) return Fail(answer.status());

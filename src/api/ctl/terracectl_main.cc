@@ -39,6 +39,7 @@ int Main(int argc, char** argv) {
              "4 no daemon answers. Colour: only on a terminal and without NO_COLOR.");
   app.require_subcommand(1);
   app.fallthrough();
+  app.option_defaults()->take_last();  // the last one wins
   Settings settings;
   std::string output = "table", engine_socket;
   settings.grpc_socket = DefaultGrpcSocket();

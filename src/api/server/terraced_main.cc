@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <iostream>
@@ -73,6 +74,17 @@ int WaitForEnd(const sigset_t& signals) {
   return signal;
 }
 
+// Whoever asks twice does not want to wait. Returns when is_ended.
+void ExitAtOnceIfAskedAgain(const sigset_t& signals, const std::atomic<bool>* is_ended) {
+  constexpr timespec kLook = {0, 20'000'000};
+  while (!*is_ended) {
+    const int signal = sigtimedwait(&signals, nullptr, &kLook);
+    if (signal != SIGTERM && signal != SIGINT) continue;
+    Log(LogLevel::kWarning, "stopped_at_once", {{"reason", "second signal"}});
+    _exit(kExitFailed);
+  }
+}
+
 int Run(const ConfigSources& sources) {
   const absl::StatusOr<Config> config = LoadConfig(sources);
   if (!config.ok()) {
@@ -108,13 +120,14 @@ int Run(const ConfigSources& sources) {
   const int signal = WaitForEnd(signals);
   Log(LogLevel::kInfo, "stopping", {{"signal", signal == SIGINT ? "SIGINT" : "SIGTERM"}});
   NotifyServiceManager(manager, "STOPPING=1");
-  std::thread([signals] {  // whoever asks twice does not want to wait
-    WaitForEnd(signals);
-    Log(LogLevel::kWarning, "stopped_at_once", {{"reason", "second signal"}});
-    _exit(kExitFailed);
-  }).detach();
-  (*daemon)->Drain();
-  daemon->reset();
+  std::atomic<bool> is_ended{false};
+  std::thread ending([&] {
+    (*daemon)->Drain();
+    daemon->reset();
+    is_ended = true;
+  });
+  ExitAtOnceIfAskedAgain(signals, &is_ended);
+  ending.join();
   Log(LogLevel::kInfo, "stopped");
   return kExitOk;
 }
@@ -160,6 +173,7 @@ int Main(int argc, char** argv) {
     const ConfigOption& option = ConfigOptions()[i];
     flags.push_back(app.add_option(option.FlagName(), flag_values[i], option.doc)
                         ->type_name(option.type)
+                        ->take_last()
                         ->group("Options of the configuration"));
   }
   app.fallthrough();
