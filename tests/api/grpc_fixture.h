@@ -64,7 +64,8 @@ class GrpcTest : public ::testing::Test {
   static constexpr uint64_t kBlockBytes = (2 << 20) + 12345;  // three chunks, the last one odd
 
   GrpcTest() {
-    PrepareGrpcProcess();
+    static const bool kPrepared = (PrepareGrpcProcess(), true);
+    EXPECT_TRUE(kPrepared);
     tiering::TierStackOptions stack_options;
     stack_options.tenants = {{"default"}, {"other"}};
     stack_options.budget_bytes = 256 << 20;

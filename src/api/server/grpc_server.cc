@@ -1,6 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 #include "api/server/grpc_server.h"
 
+#include <grpc/grpc.h>
 #include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
@@ -8,7 +9,6 @@
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/server_posix.h>
 #include <pthread.h>
-#include <stdlib.h>
 #include <sys/socket.h>
 
 #include <chrono>
@@ -59,11 +59,10 @@ void SetUpBuilder(grpc::ServerBuilder& builder, size_t streams_max) {
 }  // namespace
 
 void PrepareGrpcProcess() {
-  // gRPC 1.51's default poller, epoll1, covers a write that waits for a full Unix socket by a helper
-  // thread that sleeps for up to 10 s: loads stall (client and server in one process) and the end of
-  // the process waits for it. poll has neither fault and is fast enough for a thousand connections.
-  setenv("GRPC_POLL_STRATEGY", "poll", 0);
   gpr_set_log_function(LogFromGrpc);
+  // Never given back: the last grpc_shutdown() waits for a helper thread of gRPC 1.51 that, once a write
+  // had to wait for a full socket, sleeps for up to 10 s. A daemon that is asked to stop cannot.
+  grpc_init();
 }
 
 class GrpcServer::Impl {

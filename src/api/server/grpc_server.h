@@ -51,8 +51,8 @@ struct GrpcServerOptions {
   GrpcSessions::Options sessions;
 };
 
-// Settles what gRPC keeps once a process: its poller and where its own messages go (our log). Call it
-// before the first thread is started and before anything else of gRPC is used.
+// Starts what gRPC keeps once a process, for the rest of the process, and sends its own messages to our
+// log. Call it once, before anything else of gRPC is used.
 void PrepareGrpcProcess();
 
 // Owner: Daemon. Threads: gRPC's (bounded), one acceptor, one sweeper; the public methods from any.
