@@ -1,7 +1,9 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 #include "api/engine/client_connection.h"
 
+#include <linux/sockios.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -295,10 +297,18 @@ absl::Status ClientConnection::OnRelease(const wire::Header& header, Bytes body)
 absl::Status ClientConnection::OnGetSegment(const wire::Header& header, Bytes body) {
   wire::GetSegment get;
   if (!Take(&body, &get) || !body.empty()) return Malformed("GetSegment");
+  // Descriptors under way count against this process's user (ETOOMANYREFS): who does not take them must
+  // not use up what the others need.
+  int unread = 0;
+  if (ioctl(fd_, SIOCOUTQ, &unread) == 0 && unread == 0) untaken_segments_ = 0;
+  if (untaken_segments_ >= kMaxUntakenSegments) {
+    return absl::ResourceExhaustedError("take the segments that were sent before you ask for more");
+  }
   ASSIGN_OR_RETURN(const tiering::SegmentFds segment,
                    context_->stack->FindSegment(session().tenant(), get.segment_id));
   const wire::SegmentInfo info{get.segment_id, 0, segment.payload_bytes, segment.header_bytes};
   const int fds[] = {segment.payload_fd, segment.header_fd};
+  ++untaken_segments_;
   Reply(header, AsBytes(info), fds);
   close(segment.payload_fd);
   close(segment.header_fd);

@@ -76,6 +76,7 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
 
  private:
   static constexpr size_t kMaxWaiting = 1024;
+  static constexpr int kMaxUntakenSegments = 16;
   static constexpr int kPacketsPerTurn = 64;  // then others on this thread get theirs
   using Bytes = std::span<const std::byte>;
 
@@ -104,6 +105,7 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   const uint32_t pid_, uid_;
   const int64_t connected_ns_;
   std::atomic<bool> greeted_{false};
+  int untaken_segments_ = 0;  // server thread only: answers with descriptors since all were last seen taken
   bool malformed_ = false;  // server thread only: close after the answer
 
   mutable Mutex mu_;
