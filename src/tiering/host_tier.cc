@@ -64,6 +64,7 @@ std::unique_ptr<SharedSegment> HostTier::MakeSegment(uint64_t bytes) {
                      : absl::UnavailableError("huge pages are off");
   if (absl::IsUnavailable(payload.status())) {
     payload = SharedMemory::Create("terrace-payload", bytes, Clients::kMayOnlyRead, false);
+    if (payload.ok() && options_.huge_pages) (*payload)->PreferHugePages();
   }
   auto headers = SharedMemory::Create("terrace-headers", bytes / kExtentBytes * kv::kHeaderBytesPerExtent,
                                       Clients::kMayOnlyRead, false);

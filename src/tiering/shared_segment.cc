@@ -60,7 +60,6 @@ absl::StatusOr<std::unique_ptr<SharedMemory>> SharedMemory::Create(const char* n
     close(fd);
     return status;
   }
-  if (!huge) madvise(data, bytes, MADV_HUGEPAGE);  // where the machine allows it for shared memory
   return absl::WrapUnique(new SharedMemory(fd, static_cast<std::byte*>(data), bytes));
 }
 
@@ -68,6 +67,8 @@ SharedMemory::~SharedMemory() {
   munmap(data_, bytes_);
   close(fd_);
 }
+
+void SharedMemory::PreferHugePages() { madvise(data_, bytes_, MADV_HUGEPAGE); }
 
 void SharedMemory::Populate(uint64_t offset, uint64_t bytes) {
   if (madvise(data_ + offset, bytes, MADV_POPULATE_WRITE) == 0) return;

@@ -27,6 +27,9 @@ class SharedMemory {
   int fd() const { return fd_; }
   std::byte* data() const { return data_; }
   uint64_t bytes() const { return bytes_; }
+  // Asks for huge pages where the machine allows them for shared memory. Not for memory that is used here
+  // and there: a touched byte then costs 2 MiB.
+  void PreferHugePages();
   // Makes the kernel give [offset, offset + bytes) its pages now. Any thread; takes long.
   void Populate(uint64_t offset, uint64_t bytes);
 

@@ -141,12 +141,13 @@ void TierStack::Impl::Put(const Session& session, PutRequest request) {
     done(reason);
   };
   if (draining.load(std::memory_order_relaxed)) return finish(request.done, Reason::kCancelled);
+  // First: which blocks another tenant has is none of this one's business.
+  if (key_space.tenant != tenant) return finish(request.done, Reason::kBadChecksum);
   if (catalog.index().Find(key_space.id, request.key).has_value()) {
     return finish(request.done, Reason::kDuplicate);
   }
   const uint64_t bytes = key_space.identity.block_bytes;
-  if (request.source.size() != bytes || request.checksums.size() != ChecksumCount(bytes) ||
-      key_space.tenant != tenant) {
+  if (request.source.size() != bytes || request.checksums.size() != ChecksumCount(bytes)) {
     return finish(request.done, Reason::kBadChecksum);
   }
   const auto frame = catalog.Allocate(tenant, bytes);
