@@ -112,8 +112,10 @@ Result Connection::Send(wire::Type type, std::initializer_list<iovec> parts, Req
       return BrokenResult();
     }
     if (deadline.Passed()) {
-      suspect_ = true;
-      options_.on_trouble->Wake();
+      if (request != nullptr) {
+        suspect_ = true;
+        options_.on_trouble->Wake();
+      }
       return Fail(TERRACE_DEADLINE_EXCEEDED, "the daemon did not take the request in time");
     }
     // Receive meanwhile: the daemon may be waiting to get rid of its replies.

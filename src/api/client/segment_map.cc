@@ -104,6 +104,7 @@ Result SegmentMap::Get(Connection* connection, uint64_t epoch, uint32_t segment_
   std::lock_guard fetch(fetch_mu_);
   *out = Find(epoch, segment_id);
   if (*out != nullptr) return {};
+  if (connection->suspect()) return Fail(TERRACE_UNAVAILABLE, "the daemon hangs");
   wire::GetSegment question{segment_id, 0};
   GetSegmentRequest request(this, epoch, segment_id);
   Result asked = connection->Call(wire::Type::kGetSegment, {{&question, sizeof(question)}},

@@ -143,6 +143,9 @@ bool StoreQueue::Prepare() {
     EndInFlight(Reason::kUnavailable);
     ready = Connect(block_bytes);
   }
+  if (ready.ok() && connection_->suspect()) {
+    ready = Fail(TERRACE_UNAVAILABLE, "the daemon hangs");
+  }
   if (ready.ok() && connection_->welcome().epoch != epoch) {
     ready = Fail(TERRACE_UNAVAILABLE, "the daemon was restarted");
   }

@@ -28,7 +28,7 @@ namespace terrace::client {
 class StoreQueue {
  public:
   static constexpr size_t kMaxQueued = 1024;
-  static constexpr size_t kMaxPutsInFlight = 512;
+  static constexpr size_t kMaxPutsInFlight = 64;  // a fair share of the daemon's queue
   // link must outlive it. staging_bytes 0: the daemon's default.
   StoreQueue(Link* link, uint64_t staging_bytes) : link_(link), wanted_staging_bytes_(staging_bytes) {}
   ~StoreQueue() { Stop(); }
