@@ -1,15 +1,16 @@
 /* Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
  *
- * The skeleton of a custom inference server that keeps its KV blocks in Terrace, in C over libterrace.
- * Bytes travel through shared memory: this is the door for a server on the same machine.
+ * The skeleton of a custom inference server that keeps its KV blocks in Terrace, in C over
+ * libterrace. Bytes travel through shared memory: this is the door for a server on the same
+ * machine.
  *
  *   cc kv_server.c -o kv_server $(pkg-config --cflags --libs terrace libcrypto)
  *   ./kv_server --socket /run/terrace/engine.sock --blocks 16
  *
- * For a prompt it looks up the longest prefix whose blocks are in the cache, loads these, "computes" the
- * rest and stores what it computed. The program runs itself twice: the second process loads what the
- * first one computed and compares it. Where it makes up a block's bytes from its key, yours runs the
- * model. Exit code 0: the second process got every block, byte for byte.
+ * For a prompt it looks up the longest prefix whose blocks are in the cache, loads these,
+ * "computes" the rest and stores what it computed. The program runs itself twice: the second
+ * process loads what the first one computed and compares it. Where it makes up a block's bytes from
+ * its key, yours runs the model. Exit code 0: the second process got every block, byte for byte.
  */
 #include <openssl/evp.h>
 #include <spawn.h>
@@ -43,13 +44,14 @@ static void die(const char* what) {
 /* The library's text says what went wrong and what to do about it. */
 static void check(terrace_status status, const char* what) {
   if (status == TERRACE_OK) return;
-  fprintf(stderr, "kv_server: %s: %s: %s\n", what, terrace_status_name(status), terrace_error_text());
+  fprintf(stderr, "kv_server: %s: %s: %s\n", what, terrace_status_name(status),
+          terrace_error_text());
   exit(2);
 }
 
-/* One key per block: hash of the parent's key and the block's tokens. Equal keys must mean equal bytes,
- * so everything that changes a block's bytes goes either in here (tokens, adapters, images) or into the
- * key space (model, layout, dtype). */
+/* One key per block: hash of the parent's key and the block's tokens. Equal keys must mean equal
+ * bytes, so everything that changes a block's bytes goes either in here (tokens, adapters, images)
+ * or into the key space (model, layout, dtype). */
 static void chain_keys(unsigned prompt, uint8_t (*keys)[TERRACE_KEY_BYTES], uint32_t n) {
   uint8_t parent[TERRACE_KEY_BYTES] = {0};
   EVP_MD_CTX* hash = EVP_MD_CTX_new();
@@ -69,7 +71,8 @@ static void chain_keys(unsigned prompt, uint8_t (*keys)[TERRACE_KEY_BYTES], uint
   EVP_MD_CTX_free(hash);
 }
 
-/* Stands for the model: the KV bytes of one block. Derived from the key, so that anyone can check. */
+/* Stands for the model: the KV bytes of one block. Derived from the key, so that anyone can check.
+ */
 static void compute(const uint8_t* key, uint8_t* block, uint64_t bytes) {
   EVP_MD_CTX* hash = EVP_MD_CTX_new();
   if (!EVP_DigestInit_ex(hash, EVP_shake256(), NULL)) die("SHAKE-256 is missing");
@@ -78,10 +81,12 @@ static void compute(const uint8_t* key, uint8_t* block, uint64_t bytes) {
   EVP_MD_CTX_free(hash);
 }
 
-/* Loads the first n blocks of the chain into the pages. Returns how many came without a gap: a block
- * that could not be loaded (flushed meanwhile, found damaged) is computed like one that was not there. */
+/* Loads the first n blocks of the chain into the pages. Returns how many came without a gap: a
+ * block that could not be loaded (flushed meanwhile, found damaged) is computed like one that was
+ * not there. */
 static uint32_t load(terrace_client* client, terrace_keyspace* space, terrace_pages* pages,
-                     const terrace_ref* refs, const uint8_t* keys, const uint64_t* ids, uint32_t n) {
+                     const terrace_ref* refs, const uint8_t* keys, const uint64_t* ids,
+                     uint32_t n) {
   terrace_op* op = NULL;
   check(terrace_load(client, space, refs, keys, n, pages, ids, &op), "load");
   /* A real server would poll terrace_op_done() between two steps of the model. */
@@ -98,7 +103,8 @@ static uint32_t load(terrace_client* client, terrace_keyspace* space, terrace_pa
 static uint32_t store(terrace_client* client, terrace_keyspace* space, terrace_pages* pages,
                       const uint8_t* parent, const uint8_t* keys, const uint64_t* ids, uint32_t n) {
   terrace_op* op = NULL;
-  check(terrace_store(client, space, parent, keys, n, TERRACE_STORE_CHAIN, pages, ids, &op), "store");
+  check(terrace_store(client, space, parent, keys, n, TERRACE_STORE_CHAIN, pages, ids, &op),
+        "store");
   const terrace_status status = terrace_op_wait(op, 60u * 1000 * 1000);
   if (status != TERRACE_OK && status != TERRACE_DATA_LOSS) check(status, "wait for store");
   uint32_t n_reasons = 0, n_stored = 0;
@@ -214,12 +220,13 @@ static int serve(const options* o, server* s) {
   free(keys);
   free(refs);
   free(reasons);
-  const bool complete = strcmp(o->role, "second") == 0 ? n_loaded == o->blocks
-                                                       : n_loaded + n_stored == o->blocks;
+  const bool complete =
+      strcmp(o->role, "second") == 0 ? n_loaded == o->blocks : n_loaded + n_stored == o->blocks;
   return complete && n_wrong == 0 ? 0 : 1;
 }
 
-/* Runs this program again as a process of its own. Not fork() alone: a client does not survive it. */
+/* Runs this program again as a process of its own. Not fork() alone: a client does not survive it.
+ */
 static int run_as(const char* role, int argc, char** argv) {
   char** arguments = calloc((size_t)argc + 3, sizeof(*arguments));
   if (arguments == NULL) die("out of memory");
@@ -228,7 +235,8 @@ static int run_as(const char* role, int argc, char** argv) {
   arguments[argc + 1] = (char*)role;
   pid_t child = 0;
   int status = 0;
-  if (posix_spawn(&child, "/proc/self/exe", NULL, NULL, arguments, environ) != 0) die("cannot start");
+  if (posix_spawn(&child, "/proc/self/exe", NULL, NULL, arguments, environ) != 0)
+    die("cannot start");
   if (waitpid(child, &status, 0) != child) die("lost the child");
   free(arguments);
   return WIFEXITED(status) ? WEXITSTATUS(status) : 2;
@@ -274,7 +282,8 @@ int main(int argc, char** argv) {
   int code = run_as("first", argc, argv);
   if (code == 0) code = run_as("second", argc, argv);
   if (code == 0) {
-    printf("ok: %u blocks of %llu bytes came back equal\n", o.blocks, (unsigned long long)o.block_bytes);
+    printf("ok: %u blocks of %llu bytes came back equal\n", o.blocks,
+           (unsigned long long)o.block_bytes);
   }
   return code;
 }

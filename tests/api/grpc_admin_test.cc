@@ -1,6 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// AdminService, and the doors themselves: who may come in, by which socket, and what is served there.
+// AdminService, and the doors themselves: who may come in, by which socket, and what is served
+// there.
 #include <grpcpp/impl/codegen/client_unary_call.h>
 #include <grpcpp/impl/codegen/rpc_method.h>
 #include <unistd.h>
@@ -97,7 +98,8 @@ TEST_F(GrpcTest, StatusAndListings) {
             grpc::StatusCode::INVALID_ARGUMENT);
   list.set_limit(1);
   list.set_key_space_id(key_space + 1);
-  EXPECT_EQ(Call(*admin_, &Stub::ListBlocks, list, &blocks).error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(Call(*admin_, &Stub::ListBlocks, list, &blocks).error_code(),
+            grpc::StatusCode::NOT_FOUND);
 
   v1::StatBlockRequest stat;
   stat.set_key(KeyOf(1, 0));
@@ -132,11 +134,14 @@ TEST_F(GrpcTest, FlushAndVerify) {
 
   v1::FlushRequest flush;
   v1::FlushResponse flushed;
-  EXPECT_EQ(Call(*admin_, &Stub::Flush, flush, &flushed).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Call(*admin_, &Stub::Flush, flush, &flushed).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
   flush.set_all(false);
-  EXPECT_EQ(Call(*admin_, &Stub::Flush, flush, &flushed).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Call(*admin_, &Stub::Flush, flush, &flushed).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
   flush.set_key_space_id(0);  // not "all"
-  EXPECT_EQ(Call(*admin_, &Stub::Flush, flush, &flushed).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Call(*admin_, &Stub::Flush, flush, &flushed).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
   flush.set_key_space_id(small);
   ASSERT_TRUE(Call(*admin_, &Stub::Flush, flush, &flushed).ok());
   EXPECT_EQ(flushed.flushed_blocks(), 4u);
@@ -173,7 +178,8 @@ TEST_F(GrpcTest, AdminIsNotServedOverTcp) {
 }
 
 TEST_F(GrpcTest, OnlyLoopbackIsListenedOn) {
-  for (const char* listen : {"0.0.0.0:0", "[::]:0", "localhost:0", "192.0.2.1:80", ":9465", "nonsense"}) {
+  for (const char* listen :
+       {"0.0.0.0:0", "[::]:0", "localhost:0", "192.0.2.1:80", ":9465", "nonsense"}) {
     options_.listen = listen;
     const absl::Status status = StartAnother(options_);
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << listen << " " << status;
@@ -201,9 +207,10 @@ TEST_F(GrpcTest, OnlyNamedAdministratorsAreAdmitted) {
   GrpcSessions sessions({}, stack_.get(), Clock::Real());
   MetricRegistry registry;
   GrpcMetrics metrics(&registry, Clock::Real());
-  const auto service = MakeAdminService(&context_, &sessions, &metrics, {12345}, [&](const std::string&) {
-    return uid < 0 ? std::optional<uint32_t>() : static_cast<uint32_t>(uid);
-  });
+  const auto service =
+      MakeAdminService(&context_, &sessions, &metrics, {12345}, [&](const std::string&) {
+        return uid < 0 ? std::optional<uint32_t>() : static_cast<uint32_t>(uid);
+      });
   grpc::ServerBuilder builder;
   builder.RegisterService(service.get());
   const auto server = builder.BuildAndStart();
@@ -217,7 +224,8 @@ TEST_F(GrpcTest, OnlyNamedAdministratorsAreAdmitted) {
   for (const auto& [who, expected] : cases) {
     uid = who;
     v1::GetStatusResponse status;
-    EXPECT_EQ(Call(*admin, &Stub::GetStatus, v1::GetStatusRequest(), &status).error_code(), expected);
+    EXPECT_EQ(Call(*admin, &Stub::GetStatus, v1::GetStatusRequest(), &status).error_code(),
+              expected);
     v1::FlushRequest flush;
     flush.set_all(true);
     v1::FlushResponse flushed;
@@ -242,7 +250,8 @@ TEST_F(GrpcTest, HealthAndReflection) {
       request += static_cast<char>(service.size());
       request += service;
     }
-    EXPECT_TRUE(RawCall(channel_, "/grpc.health.v1.Health/Check", request, &response).ok()) << service;
+    EXPECT_TRUE(RawCall(channel_, "/grpc.health.v1.Health/Check", request, &response).ok())
+        << service;
     return response;
   };
   const std::string serving = "\x08\x01", not_serving = "\x08\x02";  // field 1: status
@@ -265,7 +274,8 @@ TEST_F(GrpcTest, HealthAndReflection) {
   grpc::Slice text;
   ASSERT_TRUE(answer.DumpToSingleSlice(&text).ok());
   const std::string names(reinterpret_cast<const char*>(text.begin()), text.size());
-  for (const char* name : {"terrace.v1.CacheService", "terrace.v1.AdminService", "grpc.health.v1.Health"}) {
+  for (const char* name :
+       {"terrace.v1.CacheService", "terrace.v1.AdminService", "grpc.health.v1.Health"}) {
     EXPECT_NE(names.find(name), std::string::npos) << name;
   }
   stream->WritesDone();
@@ -284,7 +294,8 @@ TEST_F(GrpcTest, ConnectionsOfOneUserAreLimited) {
     grpc::ClientContext call;
     call.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
     v1::OpenSessionResponse response;
-    return v1::CacheService::NewStub(third)->OpenSession(&call, v1::OpenSessionRequest(), &response);
+    return v1::CacheService::NewStub(third)->OpenSession(&call, v1::OpenSessionRequest(),
+                                                         &response);
   };
   EXPECT_EQ(refused().error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(AdminStatus().grpc_sessions_size(), 2);  // those inside are not disturbed

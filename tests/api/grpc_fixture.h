@@ -1,7 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// A GrpcServer over a small TierStack in a temporary directory, and a client of it. Payloads derive from
-// the key, so that any served byte can be checked without a stored copy.
+// A GrpcServer over a small TierStack in a temporary directory, and a client of it. Payloads derive
+// from the key, so that any served byte can be checked without a stored copy.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -78,9 +78,8 @@ class GrpcTest : public ::testing::Test {
     context_.stack = stack_.get();
     context_.clock = Clock::Real();
     context_.metrics = &metrics_;
-    context_.authenticate = [this](absl::string_view tenant, absl::string_view token, uint32_t uid) {
-      return Authenticate(tenant, token, uid);
-    };
+    context_.authenticate = [this](absl::string_view tenant, absl::string_view token,
+                                   uint32_t uid) { return Authenticate(tenant, token, uid); };
     context_.engine_connections = [] {
       EngineConnection connection;
       connection.client_name = "engine";
@@ -124,7 +123,8 @@ class GrpcTest : public ::testing::Test {
   // One unary call: Call(*cache_, &Stub::Lookup, request, &response).
   template <typename Stub, typename Request, typename Response>
   static grpc::Status Call(Stub& stub,
-                           grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+                           grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
+                                                        Response*),
                            const Request& request, Response* response) {
     grpc::ClientContext call;
     call.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
@@ -136,7 +136,8 @@ class GrpcTest : public ::testing::Test {
     request.set_tenant(tenant);
     request.set_client_name("test");
     v1::OpenSessionResponse response;
-    const grpc::Status status = Call(*cache_, &v1::CacheService::Stub::OpenSession, request, &response);
+    const grpc::Status status =
+        Call(*cache_, &v1::CacheService::Stub::OpenSession, request, &response);
     EXPECT_TRUE(status.ok()) << status.error_message();
     return response.session_id();
   }
@@ -147,13 +148,15 @@ class GrpcTest : public ::testing::Test {
     request.mutable_identity()->set_model("model");
     request.mutable_identity()->set_block_bytes(block_bytes);
     v1::OpenKeySpaceResponse response;
-    const grpc::Status status = Call(*cache_, &v1::CacheService::Stub::OpenKeySpace, request, &response);
+    const grpc::Status status =
+        Call(*cache_, &v1::CacheService::Stub::OpenKeySpace, request, &response);
     EXPECT_TRUE(status.ok()) << status.error_message();
     EXPECT_EQ(response.digest().size(), 32u);
     return response.key_space_id();
   }
 
-  static std::vector<v1::PutRequest> BlockMessages(const std::string& key, const std::string& parent,
+  static std::vector<v1::PutRequest> BlockMessages(const std::string& key,
+                                                   const std::string& parent,
                                                    const std::string& payload) {
     std::vector<v1::PutRequest> messages(1);
     v1::PutBlock* block = messages[0].mutable_block();
@@ -192,8 +195,8 @@ class GrpcTest : public ::testing::Test {
     return status;
   }
 
-  std::vector<int> PutChain(const std::string& session, uint32_t key_space, uint64_t chain, uint64_t n,
-                            uint64_t block_bytes = kBlockBytes) {
+  std::vector<int> PutChain(const std::string& session, uint32_t key_space, uint64_t chain,
+                            uint64_t n, uint64_t block_bytes = kBlockBytes) {
     std::vector<v1::PutRequest> messages = {StartMessage(session, key_space)};
     for (uint64_t i = 0; i < n; ++i) {
       const std::string key = KeyOf(chain, i);

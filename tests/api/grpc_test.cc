@@ -143,8 +143,7 @@ TEST_F(GrpcTest, DamagedBytesAreNeverVisible) {
     std::vector<int> reasons;
     EXPECT_TRUE(Put(messages, &reasons).ok());
     EXPECT_EQ(reasons, (std::vector<int>{v1::REASON_BAD_CHECKSUM, 0})) << damage;
-    const v1::LookupResponse found =
-        Lookup(session, key_space, {key}, v1::LOOKUP_MODE_ALL, false);
+    const v1::LookupResponse found = Lookup(session, key_space, {key}, v1::LOOKUP_MODE_ALL, false);
     EXPECT_EQ(found.n_here(), 0u) << damage;
   }
   uint64_t counted = 0;
@@ -220,10 +219,12 @@ TEST_F(GrpcTest, PutStreamsOutOfOrderAreRefused) {
   for (const auto& [name, messages] : bad) {
     EXPECT_EQ(Put(messages, &reasons).error_code(), grpc::StatusCode::INVALID_ARGUMENT) << name;
   }
-  for (const uint64_t bytes : {uint64_t{0}, kBlockBytes - 1, uint64_t{1} << 31, uint64_t{1} << 63, ~uint64_t{0}}) {
+  for (const uint64_t bytes :
+       {uint64_t{0}, kBlockBytes - 1, uint64_t{1} << 31, uint64_t{1} << 63, ~uint64_t{0}}) {
     const auto wrong =
         changed(block[0], [&](auto& m) { m.mutable_block()->set_payload_bytes(bytes); });
-    EXPECT_EQ(Put({start, wrong}, &reasons).error_code(), grpc::StatusCode::INVALID_ARGUMENT) << bytes;
+    EXPECT_EQ(Put({start, wrong}, &reasons).error_code(), grpc::StatusCode::INVALID_ARGUMENT)
+        << bytes;
   }
   EXPECT_EQ(Lookup(session, key_space, {key}, v1::LOOKUP_MODE_ALL, false).n_here(), 0u);
 }
@@ -232,8 +233,8 @@ TEST_F(GrpcTest, WrongArgumentsAreRefusedWithAText) {
   StartServer();
   const std::string session = OpenSession();
   const uint32_t key_space = OpenKeySpace(session);
-  const auto lookup = [&](const std::string& who, uint32_t where, const std::vector<std::string>& keys,
-                          int mode = 0) {
+  const auto lookup = [&](const std::string& who, uint32_t where,
+                          const std::vector<std::string>& keys, int mode = 0) {
     v1::LookupRequest request;
     request.set_session_id(who);
     request.set_key_space_id(where);
@@ -265,15 +266,19 @@ TEST_F(GrpcTest, WrongArgumentsAreRefusedWithAText) {
   for (const int64_t ttl : {int64_t{0}, int64_t{-1}, int64_t{3601}, INT64_MAX}) {
     open.mutable_ttl()->set_seconds(ttl);
     EXPECT_EQ(Call(*cache_, &Stub::OpenSession, open, &opened).error_code(),
-              grpc::StatusCode::INVALID_ARGUMENT) << ttl;
+              grpc::StatusCode::INVALID_ARGUMENT)
+        << ttl;
   }
   v1::OpenKeySpaceRequest key_space_request;
   key_space_request.set_session_id(session);
   v1::OpenKeySpaceResponse key_space_response;
-  for (const uint64_t bytes : {uint64_t{0}, (uint64_t{1} << 30) + 1, uint64_t{1} << 63, ~uint64_t{0}}) {
+  for (const uint64_t bytes :
+       {uint64_t{0}, (uint64_t{1} << 30) + 1, uint64_t{1} << 63, ~uint64_t{0}}) {
     key_space_request.mutable_identity()->set_block_bytes(bytes);
-    EXPECT_EQ(Call(*cache_, &Stub::OpenKeySpace, key_space_request, &key_space_response).error_code(),
-              grpc::StatusCode::INVALID_ARGUMENT) << bytes;
+    EXPECT_EQ(
+        Call(*cache_, &Stub::OpenKeySpace, key_space_request, &key_space_response).error_code(),
+        grpc::StatusCode::INVALID_ARGUMENT)
+        << bytes;
   }
 }
 

@@ -83,7 +83,8 @@ TEST_F(SocketPathTest, RefusesFilesAndLinksAndLeavesThemAlone) {
   EXPECT_TRUE(absl::IsFailedPrecondition(UnixListener::Listen(link, 0660, SOCK_STREAM).status()));
   const std::string dangling = folder_ / "dangling.sock";
   std::filesystem::create_symlink(folder_ / "elsewhere.sock", dangling);
-  EXPECT_TRUE(absl::IsFailedPrecondition(UnixListener::Listen(dangling, 0660, SOCK_STREAM).status()));
+  EXPECT_TRUE(
+      absl::IsFailedPrecondition(UnixListener::Listen(dangling, 0660, SOCK_STREAM).status()));
   EXPECT_FALSE(std::filesystem::exists(folder_ / "elsewhere.sock"));
 }
 
@@ -114,7 +115,8 @@ TEST_F(SocketPathTest, RefusesPathsThatDoNotFit) {
   EXPECT_TRUE(absl::IsInvalidArgument(UnixListener::Listen("", 0660, SOCK_STREAM).status()));
   const std::string fits = folder_ / std::string(107 - folder_.string().size() - 1, 'x');
   EXPECT_TRUE(UnixListener::Listen(fits, 0660, SOCK_STREAM).ok());
-  EXPECT_TRUE(absl::IsInvalidArgument(UnixListener::Listen(fits + "x", 0660, SOCK_STREAM).status()));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(UnixListener::Listen(fits + "x", 0660, SOCK_STREAM).status()));
   EXPECT_FALSE(UnixListener::Listen(folder_ / "no/such/folder.sock", 0660, SOCK_STREAM).ok());
 }
 

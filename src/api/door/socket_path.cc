@@ -38,9 +38,9 @@ absl::Status RemoveStale(const std::string& path, int type) {
     return errno == ENOENT ? absl::OkStatus() : SystemError("cannot look at", path, errno);
   }
   if (!S_ISSOCK(info.st_mode)) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        path, " exists and is ", S_ISLNK(info.st_mode) ? "a symlink" : "not a socket",
-        "; it is left alone: remove it or configure another path"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, " exists and is ", S_ISLNK(info.st_mode) ? "a symlink" : "not a socket",
+                     "; it is left alone: remove it or configure another path"));
   }
   if (info.st_uid != geteuid()) {
     return absl::FailedPreconditionError(
@@ -54,16 +54,18 @@ absl::Status RemoveStale(const std::string& path, int type) {
   const int error = errno;
   close(probe);
   if (rc != 0 && error == ECONNREFUSED) {  // nobody listens: left behind by a dead process
-    if (unlink(path.c_str()) != 0 && errno != ENOENT) return SystemError("cannot remove", path, errno);
+    if (unlink(path.c_str()) != 0 && errno != ENOENT)
+      return SystemError("cannot remove", path, errno);
     return absl::OkStatus();
   }
-  return absl::UnavailableError(absl::StrCat(
-      "another process listens on ", path, "; stop it or configure another path"));
+  return absl::UnavailableError(
+      absl::StrCat("another process listens on ", path, "; stop it or configure another path"));
 }
 
 }  // namespace
 
-absl::StatusOr<UnixListener> UnixListener::Listen(const std::string& path, uint32_t mode, int type) {
+absl::StatusOr<UnixListener> UnixListener::Listen(const std::string& path, uint32_t mode,
+                                                  int type) {
   if (path.empty() || path.size() >= sizeof(sockaddr_un{}.sun_path)) {
     return absl::InvalidArgumentError(
         absl::StrCat("socket path must have 1 to 107 bytes, has ", path.size(), ": ", path));

@@ -10,14 +10,14 @@
 
 namespace terrace::api {
 
-// A bound, listening, non-blocking Unix socket. Owner: a server. Threads: one. The destructor closes
-// it and removes the path if it is still this socket.
+// A bound, listening, non-blocking Unix socket. Owner: a server. Threads: one. The destructor
+// closes it and removes the path if it is still this socket.
 class UnixListener {
  public:
-  // type: SOCK_STREAM or SOCK_SEQPACKET. What is at `path` already is removed only if it is a socket
-  // of our own user that nobody listens on. InvalidArgument: path too long (107 bytes).
-  // FailedPrecondition: a file, a symlink, or another user's socket is there; the message says what to
-  // do. Unavailable: another process listens there. The mode holds before anyone can connect.
+  // type: SOCK_STREAM or SOCK_SEQPACKET. What is at `path` already is removed only if it is a
+  // socket of our own user that nobody listens on. InvalidArgument: path too long (107 bytes).
+  // FailedPrecondition: a file, a symlink, or another user's socket is there; the message says what
+  // to do. Unavailable: another process listens there. The mode holds before anyone can connect.
   static absl::StatusOr<UnixListener> Listen(const std::string& path, uint32_t mode, int type);
   UnixListener() = default;
   UnixListener(UnixListener&& other) noexcept;

@@ -62,8 +62,8 @@ class CounterSums {
   const std::vector<MetricRegistry::Family> families_;
 };
 
-// A TierStack::Verify on a thread of its own, so that the call can report and be cancelled meanwhile.
-// Owner: the call; the destructor stops and joins it.
+// A TierStack::Verify on a thread of its own, so that the call can report and be cancelled
+// meanwhile. Owner: the call; the destructor stops and joins it.
 class VerifyRun {
  public:
   explicit VerifyRun(tiering::TierStack* stack)
@@ -184,8 +184,8 @@ class AdminService final : public v1::AdminService::Service {
     for (const kv::KeySpace* key_space : context_.stack->KeySpaces()) {
       if (key_space->id == id) return key_space;
     }
-    return absl::NotFoundError(
-        absl::StrCat("no key space ", id, "; ids are those of ListKeySpaces of this daemon process"));
+    return absl::NotFoundError(absl::StrCat(
+        "no key space ", id, "; ids are those of ListKeySpaces of this daemon process"));
   }
 
   absl::Status DoGetStatus(v1::GetStatusResponse* response) const {
@@ -321,8 +321,7 @@ class AdminService final : public v1::AdminService::Service {
     return absl::OkStatus();
   }
 
-  absl::Status DoFlush(const v1::FlushRequest& request,
-                       v1::FlushResponse* response) const {
+  absl::Status DoFlush(const v1::FlushRequest& request, v1::FlushResponse* response) const {
     const kv::KeySpace* key_space = nullptr;
     if (request.target_case() == v1::FlushRequest::kKeySpaceId && request.key_space_id() != 0) {
       ASSIGN_OR_RETURN(key_space, FindKeySpace(request.key_space_id()));

@@ -181,8 +181,8 @@ class CacheService final : public v1::CacheService::Service {
     response->mutable_reasons()->Reserve(static_cast<int>(keys.size()));
     for (size_t i = 0; i < keys.size(); ++i) {
       // A prefix lookup says nothing about what lies behind its first miss.
-      response->add_reasons(ReasonToProto(
-          i < answer.places.size() ? answer.places[i].reason : Reason::kAfterMiss));
+      response->add_reasons(
+          ReasonToProto(i < answer.places.size() ? answer.places[i].reason : Reason::kAfterMiss));
     }
     return absl::OkStatus();
   }
@@ -202,7 +202,8 @@ class CacheService final : public v1::CacheService::Service {
     const auto payload = std::make_unique_for_overwrite<std::byte[]>(block_bytes);
     const std::span<std::byte> target(payload.get(), static_cast<size_t>(block_bytes));
     for (uint32_t i = 0; i < keys.size(); ++i) {
-      ASSIGN_OR_RETURN(const Reason reason, ReadBlock(session->core(), *key_space, keys[i], target));
+      ASSIGN_OR_RETURN(const Reason reason,
+                       ReadBlock(session->core(), *key_space, keys[i], target));
       RETURN_IF_ERROR(SendBlock(i, reason, target, writer, stream));
     }
     return absl::OkStatus();
@@ -230,7 +231,8 @@ class CacheService final : public v1::CacheService::Service {
     const absl::Status gone = absl::CancelledError("the client went away or the session ended");
     if (reason == Reason::kNone) {
       for (size_t offset = 0; offset < payload.size(); offset += kChunkBytesMax) {
-        const auto data = payload.subspan(offset, std::min(kChunkBytesMax, payload.size() - offset));
+        const auto data =
+            payload.subspan(offset, std::min(kChunkBytesMax, payload.size() - offset));
         v1::GetResponse message;
         v1::GetChunk* chunk = message.mutable_chunk();
         chunk->set_block_index(index);
@@ -287,7 +289,8 @@ class CacheService final : public v1::CacheService::Service {
           return absl::InvalidArgumentError("a PutRequest must have a start, block or chunk");
       }
     }
-    if (call->IsCancelled()) return absl::CancelledError("the client went away or the session ended");
+    if (call->IsCancelled())
+      return absl::CancelledError("the client went away or the session ended");
     RETURN_IF_ERROR(receiver->Finish());
     for (const Reason reason : receiver->reasons()) response->add_reasons(ReasonToProto(reason));
     return absl::OkStatus();

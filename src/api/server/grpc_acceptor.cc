@@ -36,8 +36,8 @@ absl::StatusOr<std::unique_ptr<GrpcAcceptor>> GrpcAcceptor::Start(UnixListener l
                                                                   const Options& options,
                                                                   std::function<void(int)> adopt,
                                                                   Counter* rejected) {
-  auto acceptor = absl::WrapUnique(
-      new GrpcAcceptor(std::move(listener), options, std::move(adopt), rejected));
+  auto acceptor =
+      absl::WrapUnique(new GrpcAcceptor(std::move(listener), options, std::move(adopt), rejected));
   acceptor->stop_fd_ = eventfd(0, EFD_CLOEXEC);
   if (acceptor->stop_fd_ < 0) {
     return absl::ResourceExhaustedError(absl::StrCat("eventfd: ", std::strerror(errno)));
@@ -96,8 +96,8 @@ void GrpcAcceptor::AcceptOne() {
 
 bool GrpcAcceptor::Admit(int fd, const Peer& peer) {
   MutexLock lock(&mu_);
-  // gRPC does not tell when it closes a connection: count afresh those that are still themselves. A few
-  // hundred fstat calls per new connection at worst.
+  // gRPC does not tell when it closes a connection: count afresh those that are still themselves. A
+  // few hundred fstat calls per new connection at worst.
   size_t of_uid = 0;
   for (auto it = peers_.begin(); it != peers_.end();) {
     const auto here = it++;

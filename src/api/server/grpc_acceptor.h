@@ -1,8 +1,9 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// GrpcAcceptor: accepts the connections of the gRPC Unix socket and hands them to gRPC. gRPC could listen
-// by itself, but then nobody would know which user is at the other end (it has no SO_PEERCRED over plain
-// sockets), it would remove whatever socket is at the path, and connections would have no limit.
+// GrpcAcceptor: accepts the connections of the gRPC Unix socket and hands them to gRPC. gRPC could
+// listen by itself, but then nobody would know which user is at the other end (it has no
+// SO_PEERCRED over plain sockets), it would remove whatever socket is at the path, and connections
+// would have no limit.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,8 @@ class GrpcAcceptor {
     size_t connections_max = 1024;
     size_t connections_per_uid_max = 256;
   };
-  // adopt gets the accepted descriptor and owns it; called on the acceptor's thread. rejected counts
-  // connections beyond a limit and must outlive the acceptor.
+  // adopt gets the accepted descriptor and owns it; called on the acceptor's thread. rejected
+  // counts connections beyond a limit and must outlive the acceptor.
   static absl::StatusOr<std::unique_ptr<GrpcAcceptor>> Start(UnixListener listener,
                                                              const Options& options,
                                                              std::function<void(int fd)> adopt,
@@ -38,8 +39,8 @@ class GrpcAcceptor {
   ~GrpcAcceptor();  // stops accepting and removes the socket; adopted connections go on
   GrpcAcceptor(const GrpcAcceptor&) = delete;
 
-  // The user at the other end of a call's connection, from grpc::ServerContext::peer() ("fd:12"), as
-  // the kernel noted it at connect. Nothing when the connection is gone or came by another way.
+  // The user at the other end of a call's connection, from grpc::ServerContext::peer() ("fd:12"),
+  // as the kernel noted it at connect. Nothing when the connection is gone or came by another way.
   std::optional<uint32_t> UidOf(const std::string& peer) const;
 
  private:

@@ -8,11 +8,14 @@ constexpr const char* kOpNames[kGrpcOps] = {
     "open_session", "keep_alive", "close_session", "open_key_space", "lookup", "get",
     "put",          "stat",       "release",       "renew",          "admin"};
 // The codes this door answers with.
-constexpr absl::StatusCode kCodesUsed[] = {
-    absl::StatusCode::kOk,               absl::StatusCode::kCancelled,
-    absl::StatusCode::kInvalidArgument,  absl::StatusCode::kNotFound,
-    absl::StatusCode::kPermissionDenied, absl::StatusCode::kResourceExhausted,
-    absl::StatusCode::kInternal,         absl::StatusCode::kUnavailable};
+constexpr absl::StatusCode kCodesUsed[] = {absl::StatusCode::kOk,
+                                           absl::StatusCode::kCancelled,
+                                           absl::StatusCode::kInvalidArgument,
+                                           absl::StatusCode::kNotFound,
+                                           absl::StatusCode::kPermissionDenied,
+                                           absl::StatusCode::kResourceExhausted,
+                                           absl::StatusCode::kInternal,
+                                           absl::StatusCode::kUnavailable};
 
 }  // namespace
 
@@ -21,14 +24,12 @@ GrpcMetrics::GrpcMetrics(MetricRegistry* metrics, const Clock* clock) : clock_(c
     for (const absl::StatusCode code : kCodesUsed) {
       requests_[op][static_cast<size_t>(code)] = metrics->AddCounter(
           "terrace_requests_total", "Requests answered, by operation, status code and door.",
-          {{"op", kOpNames[op]},
-           {"code", absl::StatusCodeToString(code)},
-           {"transport", "grpc"}});
+          {{"op", kOpNames[op]}, {"code", absl::StatusCodeToString(code)}, {"transport", "grpc"}});
     }
-    durations_[op] = metrics->AddHistogram(
-        "terrace_request_duration_seconds",
-        "From a request's arrival to its answer (put: to its hand-over).",
-        {{"op", kOpNames[op]}, {"transport", "grpc"}});
+    durations_[op] =
+        metrics->AddHistogram("terrace_request_duration_seconds",
+                              "From a request's arrival to its answer (put: to its hand-over).",
+                              {{"op", kOpNames[op]}, {"transport", "grpc"}});
   }
   const auto add_rejected = [&](const char* reason) {
     return metrics->AddCounter("terrace_rejected_total", "Connections and messages turned away.",

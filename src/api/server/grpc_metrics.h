@@ -1,7 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// What the gRPC door counts of itself: the families of the engine socket's own, told apart by the label
-// transport. Listed in docs/metrics.md.
+// What the gRPC door counts of itself: the families of the engine socket's own, told apart by the
+// label transport. Listed in docs/metrics.md.
 #pragma once
 
 #include <array>

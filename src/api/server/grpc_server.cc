@@ -60,8 +60,9 @@ void SetUpBuilder(grpc::ServerBuilder& builder, size_t streams_max) {
 
 void PrepareGrpcProcess() {
   gpr_set_log_function(LogFromGrpc);
-  // Never given back: the last grpc_shutdown() waits for a helper thread of gRPC 1.51 that, once a write
-  // had to wait for a full socket, sleeps for up to 10 s. A daemon that is asked to stop cannot.
+  // Never given back: the last grpc_shutdown() waits for a helper thread of gRPC 1.51 that, once a
+  // write had to wait for a full socket, sleeps for up to 10 s. A daemon that is asked to stop
+  // cannot.
   grpc_init();
 }
 
@@ -82,8 +83,8 @@ class GrpcServer::Impl {
       return true;
     }();
     static_cast<void>(plugins_ready);
-    ASSIGN_OR_RETURN(UnixListener listener, UnixListener::Listen(options_.socket_path,
-                                                                 options_.socket_mode, SOCK_STREAM));
+    ASSIGN_OR_RETURN(UnixListener listener,
+                     UnixListener::Listen(options_.socket_path, options_.socket_mode, SOCK_STREAM));
     RETURN_IF_ERROR(StartUnix());
     if (!options_.listen.empty()) RETURN_IF_ERROR(StartTcp());
     SetServing(false);
@@ -151,17 +152,16 @@ class GrpcServer::Impl {
           "grpc.listen must be a loopback address like 127.0.0.1:9465 or [::1]:9465, is \"",
           options_.listen, "\": without TLS this door does not leave the machine"));
     }
-    tcp_cache_ = MakeCacheService(&context_, &sessions_, &metrics_, [](const std::string&) {
-      return std::optional<uint32_t>();
-    });
+    tcp_cache_ = MakeCacheService(&context_, &sessions_, &metrics_,
+                                  [](const std::string&) { return std::optional<uint32_t>(); });
     grpc::ServerBuilder builder;
     SetUpBuilder(builder, options_.sessions.streams_max);
     builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &tcp_port_);
     builder.RegisterService(tcp_cache_.get());
     tcp_server_ = builder.BuildAndStart();
     if (tcp_server_ == nullptr || tcp_port_ == 0) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "cannot listen on grpc.listen ", options_.listen, "; is the port in use?"));
+      return absl::FailedPreconditionError(
+          absl::StrCat("cannot listen on grpc.listen ", options_.listen, "; is the port in use?"));
     }
     return absl::OkStatus();
   }

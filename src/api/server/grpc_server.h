@@ -1,7 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// GrpcServer: terrace.v1 over a Unix socket and, if asked for, over loopback TCP. Puts services, sessions
-// and acceptor together; keeps gRPC's headers out of its users.
+// GrpcServer: terrace.v1 over a Unix socket and, if asked for, over loopback TCP. Puts services,
+// sessions and acceptor together; keeps gRPC's headers out of its users.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@
 
 namespace terrace::api {
 
-// Who may use a tenant. uid is the peer's user as the kernel says, or kUidUnknown over TCP: a tenant
-// that is bound to user ids must refuse it. PermissionDenied for any doubt.
+// Who may use a tenant. uid is the peer's user as the kernel says, or kUidUnknown over TCP: a
+// tenant that is bound to user ids must refuse it. PermissionDenied for any doubt.
 inline constexpr uint32_t kUidUnknown = ~0u;  // never a real user: (uid_t)-1
 using Authenticator = std::function<absl::StatusOr<kv::TenantId>(
     absl::string_view tenant, absl::string_view token, uint32_t uid)>;
@@ -43,21 +43,21 @@ struct GrpcContext {
 struct GrpcServerOptions {
   std::string socket_path;      // grpc.socket
   uint32_t socket_mode = 0660;  // engine.socket_mode
-  std::string listen;           // grpc.listen: "" = no TCP; "127.0.0.1:0" = a free port. Loopback only
-  // grpc.admin_uids: who may call AdminService besides root and the daemon's own user. Empty: everyone
-  // who may open the socket.
+  std::string listen;  // grpc.listen: "" = no TCP; "127.0.0.1:0" = a free port. Loopback only
+  // grpc.admin_uids: who may call AdminService besides root and the daemon's own user. Empty:
+  // everyone who may open the socket.
   std::vector<uint32_t> admin_uids;
   GrpcAcceptor::Options acceptor;
   GrpcSessions::Options sessions;
 };
 
-// Starts what gRPC keeps once a process, for the rest of the process, and sends its own messages to our
-// log. Call it once, before anything else of gRPC is used.
+// Starts what gRPC keeps once a process, for the rest of the process, and sends its own messages to
+// our log. Call it once, before anything else of gRPC is used.
 void PrepareGrpcProcess();
 
 // Owner: Daemon. Threads: gRPC's (bounded), one acceptor, one sweeper; the public methods from any.
-// Limits: connections, sessions, streams, 4 MiB a request, threads. AdminService is served on the Unix
-// socket only. Failure: Start says what to change; a client's fault never ends the server.
+// Limits: connections, sessions, streams, 4 MiB a request, threads. AdminService is served on the
+// Unix socket only. Failure: Start says what to change; a client's fault never ends the server.
 class GrpcServer {
  public:
   // Listens when this returns; health says NOT_SERVING until SetServing(true).

@@ -43,13 +43,14 @@ absl::StatusOr<const kv::KeySpace*> GrpcSession::FindKeySpace(uint32_t id) const
   return it->second;
 }
 
-absl::StatusOr<const kv::KeySpace*> GrpcSession::OpenKeySpace(const kv::KeySpaceIdentity& identity) {
+absl::StatusOr<const kv::KeySpace*> GrpcSession::OpenKeySpace(
+    const kv::KeySpaceIdentity& identity) {
   auto opened = core_->OpenKeySpace(identity);
   if (!opened.ok()) return opened.status();
   MutexLock lock(&mu_);
   if (key_spaces_.size() >= kKeySpacesMax && !key_spaces_.contains((*opened)->id)) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "this session has opened ", kKeySpacesMax, " key spaces already; use another session"));
+    return absl::ResourceExhaustedError(absl::StrCat("this session has opened ", kKeySpacesMax,
+                                                     " key spaces already; use another session"));
   }
   key_spaces_[(*opened)->id] = *opened;
   return *opened;
@@ -69,9 +70,9 @@ absl::StatusOr<GrpcSessions::Opened> GrpcSessions::Open(kv::TenantId tenant,
                                                         int64_t ttl_ns) {
   if (ttl_ns == 0) ttl_ns = options_.ttl_default_ns;
   if (ttl_ns < options_.ttl_min_ns || ttl_ns > options_.ttl_max_ns) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "ttl must be ", options_.ttl_min_ns / 1'000'000'000, " s to ",
-        options_.ttl_max_ns / 1'000'000'000, " s; leave it unset for the default"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("ttl must be ", options_.ttl_min_ns / 1'000'000'000, " s to ",
+                     options_.ttl_max_ns / 1'000'000'000, " s; leave it unset for the default"));
   }
   auto session = std::make_shared<GrpcSession>();
   session->client_name_ = std::string(client_name.substr(0, kClientNameBytesMax));
@@ -174,8 +175,8 @@ absl::StatusOr<GrpcSessions::StreamGuard> GrpcSessions::BeginStream(
   StreamGuard guard;
   MutexLock lock(&mu_);
   if (streams_ >= options_.streams_max) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the daemon serves ", options_.streams_max, " Get and Put streams, its limit; try later"));
+    return absl::ResourceExhaustedError(absl::StrCat("the daemon serves ", options_.streams_max,
+                                                     " Get and Put streams, its limit; try later"));
   }
   MutexLock session_lock(&session->mu_);
   if (session->ended_) return NoSuchSession();

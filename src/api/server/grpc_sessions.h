@@ -1,7 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// GrpcSessions: the sessions of gRPC clients. A gRPC call carries no connection that could die with its
-// client, so these sessions live by a random name and a ttl. Knows no gRPC types.
+// GrpcSessions: the sessions of gRPC clients. A gRPC call carries no connection that could die with
+// its client, so these sessions live by a random name and a ttl. Knows no gRPC types.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +20,9 @@
 namespace terrace::api {
 
 // One client's session: its tiering::Session (leases), the key spaces it opened, its streams.
-// Owner: shared by GrpcSessions and the calls under way in it; leases are freed when the last of these
-// lets go, which after Close or expiry is at once for unary calls and as soon as the cancelled streams
-// return. Threads: any.
+// Owner: shared by GrpcSessions and the calls under way in it; leases are freed when the last of
+// these lets go, which after Close or expiry is at once for unary calls and as soon as the
+// cancelled streams return. Threads: any.
 class GrpcSession {
  public:
   tiering::Session& core() { return *core_; }
@@ -61,8 +61,8 @@ struct GrpcSessionInfo {
 };
 
 // All sessions of the gRPC door.
-// Owner: GrpcServer. Threads: any. Limits: sessions in all and per tenant, streams in all; beyond them
-// ResourceExhausted. Failure: an unknown or expired name is NotFound, for any cause alike.
+// Owner: GrpcServer. Threads: any. Limits: sessions in all and per tenant, streams in all; beyond
+// them ResourceExhausted. Failure: an unknown or expired name is NotFound, for any cause alike.
 class GrpcSessions {
  public:
   struct Options {
@@ -108,14 +108,15 @@ class GrpcSessions {
     std::shared_ptr<GrpcSession> session_;
     uint64_t id_ = 0;
   };
-  // cancel is called (at most a few times, on any thread, under a lock: it must only signal) when the
-  // session ends or the stream stalls. ResourceExhausted: too many streams.
+  // cancel is called (at most a few times, on any thread, under a lock: it must only signal) when
+  // the session ends or the stream stalls. ResourceExhausted: too many streams.
   absl::StatusOr<StreamGuard> BeginStream(const std::shared_ptr<GrpcSession>& session,
                                           std::function<void()> cancel);
   // The same for a stream that has not said yet to which session it belongs.
   absl::StatusOr<StreamGuard> BeginNamelessStream(std::function<void()> cancel);
 
-  // Ends what has expired, cancels what has stalled. GrpcServer's sweeper calls it about once a second.
+  // Ends what has expired, cancels what has stalled. GrpcServer's sweeper calls it about once a
+  // second.
   void Sweep();
 
   std::vector<GrpcSessionInfo> List() const;
@@ -129,7 +130,7 @@ class GrpcSessions {
   tiering::TierStack* const stack_;
   const Clock* const clock_;
   const std::shared_ptr<GrpcSession> nameless_;  // has streams only; never ends before CloseAll
-  mutable Mutex mu_;  // taken before GrpcSession::mu_
+  mutable Mutex mu_;                             // taken before GrpcSession::mu_
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
   size_t streams_ ABSL_GUARDED_BY(mu_) = 0;
   absl::flat_hash_map<std::string, std::shared_ptr<GrpcSession>> sessions_ ABSL_GUARDED_BY(mu_);

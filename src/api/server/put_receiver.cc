@@ -15,8 +15,8 @@
 namespace terrace::api {
 namespace {
 
-// Where a store thread leaves the outcome for the call that waits. Shared, so that neither side has to
-// know which of them is done with it last.
+// Where a store thread leaves the outcome for the call that waits. Shared, so that neither side has
+// to know which of them is done with it last.
 struct Outcome {
   Mutex mu;
   CondVar changed;
@@ -56,9 +56,9 @@ StagingCharge::~StagingCharge() {
 absl::StatusOr<std::unique_ptr<PutReceiver>> PutReceiver::Make(tiering::TierStack* stack,
                                                                tiering::Session* session,
                                                                const kv::KeySpace* key_space) {
-  ASSIGN_OR_RETURN(StagingCharge charge,
-                   StagingCharge::Make(
-                       stack, key_space->identity.block_bytes + kStreamOverheadBytes));
+  ASSIGN_OR_RETURN(
+      StagingCharge charge,
+      StagingCharge::Make(stack, key_space->identity.block_bytes + kStreamOverheadBytes));
   return absl::WrapUnique(new PutReceiver(std::move(charge), session, key_space));
 }
 
@@ -71,18 +71,18 @@ PutReceiver::PutReceiver(StagingCharge charge, tiering::Session* session,
 
 absl::Status PutReceiver::OnBlock(const v1::PutBlock& block) {
   if (in_block_) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "PutBlock before the block under way was complete: ", received_bytes_, " of ",
-        key_space_->identity.block_bytes, " bytes received"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("PutBlock before the block under way was complete: ", received_bytes_, " of ",
+                     key_space_->identity.block_bytes, " bytes received"));
   }
   if (reasons_.size() >= kKeysPerCallMax) {
     return absl::InvalidArgumentError(
         absl::StrCat("more than ", kKeysPerCallMax, " blocks in one stream; begin another"));
   }
   if (block.payload_bytes() != key_space_->identity.block_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "payload_bytes is ", block.payload_bytes(), ", but blocks of this key space have ",
-        key_space_->identity.block_bytes));
+    return absl::InvalidArgumentError(absl::StrCat("payload_bytes is ", block.payload_bytes(),
+                                                   ", but blocks of this key space have ",
+                                                   key_space_->identity.block_bytes));
   }
   ASSIGN_OR_RETURN(key_, KeyFromProto(block.key(), "key"));
   parent_.reset();
@@ -135,10 +135,10 @@ Reason PutReceiver::StoreBlock() {
   request.source = {payload_.get(), static_cast<size_t>(total)};
   request.checksums.resize(ChecksumCount(total));
   const Piece source{payload_.get(), static_cast<size_t>(total)};
-  CopyBlock({&source, 1}, {},
-            IdentitySeed(key_space_->digest.data(), key_.bytes.data(), total), CopyCheck::kCompute,
-            request.checksums, CopyStores::kCached);
-  // After the bound checksums were taken: what the client vouches for is then exactly what they cover.
+  CopyBlock({&source, 1}, {}, IdentitySeed(key_space_->digest.data(), key_.bytes.data(), total),
+            CopyCheck::kCompute, request.checksums, CopyStores::kCached);
+  // After the bound checksums were taken: what the client vouches for is then exactly what they
+  // cover.
   if (is_damaged_ || Checksum64(payload_.get(), total, 0) != checksum_) {
     // Refused by the store path itself, so that it is counted in one place with all others.
     for (uint64_t& checksum : request.checksums) checksum = ~checksum;

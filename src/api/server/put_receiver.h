@@ -1,7 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// PutReceiver: the receiving end of one CacheService.Put stream, message by message. Knows the messages,
-// not gRPC.
+// PutReceiver: the receiving end of one CacheService.Put stream, message by message. Knows the
+// messages, not gRPC.
 #pragma once
 
 #include <cstddef>
@@ -22,9 +22,9 @@ namespace terrace::api {
 
 inline constexpr size_t kChunkBytesMax = 1 << 20;
 inline constexpr int kKeysPerCallMax = 65536;
-// gRPC's own buffers of a stream: one message being read, one decoded (4 MiB would be the worst case
-// of each, but a well-behaved peer sends 1 MiB chunks and the others are refused).
-inline constexpr uint64_t kStreamOverheadBytes = 4ull << 20;
+// gRPC's own buffers of a stream: one chunk being read and one decoded, or one made and one being
+// sent.
+inline constexpr uint64_t kStreamOverheadBytes = 2 * kChunkBytesMax;
 
 // Bytes of the daemon's budget, given back at the end. Threads: one.
 class StagingCharge {
@@ -42,8 +42,9 @@ class StagingCharge {
 };
 
 // Owner: the call. Threads: one; waits in OnChunk until a complete block is visible or refused.
-// Limits: one block in memory (charged to the budget), kKeysPerCallMax blocks. Failure: a message that is
-// out of order or of the wrong size ends the stream with InvalidArgument; wrong bytes are a reason.
+// Limits: one block in memory (charged to the budget), kKeysPerCallMax blocks. Failure: a message
+// that is out of order or of the wrong size ends the stream with InvalidArgument; wrong bytes are a
+// reason.
 class PutReceiver {
  public:
   // session and key_space must outlive it.
