@@ -67,6 +67,7 @@ int main(int argc, char** argv) {
       terrace_op_wait(op, 20000000) != TERRACE_OK) {
     return failed("load");
   }
+  terrace_op_free(op);
   if (memcmp(source, target, sizeof(source)) != 0) return failed("the loaded bytes differ");
   if (strcmp(argv[2], "hold") == 0) {
     puts("holding");
