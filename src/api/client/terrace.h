@@ -29,7 +29,8 @@
  *
  * FORK
  *   A client does not survive fork(): in the child every call answers TERRACE_FAILED_PRECONDITION
- *   and touches nothing. Connect anew in the child.
+ *   and touches nothing. Connect anew in the child. The cache's memory is not mapped there: views of the
+ *   parent must not be read.
  */
 #ifndef TERRACE_TERRACE_H_
 #define TERRACE_TERRACE_H_
@@ -272,7 +273,8 @@ TERRACE_EXPORT void terrace_op_free(terrace_op*);
 
 /* Checks the block in place (identity, checksums) and returns a pointer into the read-only mapping.
  * The bytes stay while the lease is held. A reader that may outlive its lease (a paused process)
- * asks terrace_view_valid after its last use and throws its work away on 0.
+ * asks terrace_view_valid after its last use and throws its work away on 0. Memory that was viewed
+ * stays mapped until terrace_close, also when the daemon has given it up or was restarted.
  * *reason says why when the status is DATA_LOSS. */
 TERRACE_EXPORT terrace_status terrace_view(terrace_client*, terrace_keyspace*, const terrace_ref* ref,
                                            const uint8_t key[32], const void** data, uint64_t* bytes,
