@@ -43,6 +43,7 @@ LMCACHE_CHUNK = 256
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--socket", required=True, help="engine socket of the daemon")
+    parser.add_argument("--daemon-pid", type=int, default=-1, help="its processor time is not others'")
     parser.add_argument("--library", default="", help="libterrace.so; empty: searched for")
     parser.add_argument("--cache", required=True, help="folder for the model and the peers' environments")
     parser.add_argument("--peers", default="", help="folder with lmcache_up.sh; empty: without LMCache")
@@ -64,12 +65,32 @@ def parse_arguments():
 # ---------------------------------------------------------------- in the engines' processes
 
 
+def hide_missing_attributes_of_llvmlite():
+    """LMCache imports llvmlite, whose library object claims to have every attribute, `__dict__` too; vLLM,
+    with engine core and worker in one process, then trips over it while it looks through all modules."""
+    try:
+        from llvmlite.binding import ffi
+    except ImportError:
+        return
+    kind = type(ffi.lib)
+    original = kind.__getattr__
+
+    def get(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return original(self, name)
+
+    kind.__getattr__ = get
+
+
 def start_engine(_, model, transfer, options):
     """Becomes an engine. transfer: arguments of KVTransferConfig, or None."""
     from vllm import LLM
     from vllm.config import KVTransferConfig
 
     if transfer is not None:
+        if transfer["kv_connector"].startswith("LMCache"):
+            hide_missing_attributes_of_llvmlite()
         options = dict(options, kv_transfer_config=KVTransferConfig(kv_role="kv_both", **transfer))
     return _Replace(LLM(model=model, skip_tokenizer_init=True, enforce_eager=True, max_num_seqs=4,
                         enable_prefix_caching=True, disable_log_stats=True, **options))
@@ -77,10 +98,15 @@ def start_engine(_, model, transfer, options):
 
 def empty_prefix_cache(llm):
     """Stores under way may still hold blocks: tries again until it worked. Returns whether it did."""
+    core = llm.llm_engine.engine_core.engine_core
     deadline = time.monotonic() + 30
     while not llm.reset_prefix_cache():
         if time.monotonic() > deadline:
             return False
+        # An engine learns of finished stores in its steps only, and an idle one makes none.
+        core.scheduler.has_requests = lambda: True
+        core.step()
+        del core.scheduler.has_requests
         time.sleep(0.01)
     return True
 
@@ -130,6 +156,10 @@ class LMCache:
 
     def stop(self):
         subprocess.run([self.script, "--stop", self.run], check=False, stdout=sys.stderr)
+
+    def pid(self):
+        with open(os.path.join(self.run, "server.pid"), encoding="ascii") as file:
+            return int(file.read())
 
     def transfer(self):
         return {"kv_connector": "LMCacheMPConnector",
@@ -338,7 +368,8 @@ def run(arguments, lmcache):
             maker.call("vllm_bench:make_model", model)
             maker.close()
         bench = Bench(arguments, server, model, lmcache)
-        measure(bench, Output(arguments.table), [os.getpid(), *(e.pid for e in bench.engines.values())])
+        pids = [os.getpid(), arguments.daemon_pid, *(e.pid for e in bench.engines.values())]
+        measure(bench, Output(arguments.table), pids + ([lmcache.pid()] if lmcache is not None else []))
         for engine in bench.engines.values():
             engine.close()
 

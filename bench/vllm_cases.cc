@@ -40,7 +40,7 @@ absl::Status RunVllm(const CaseContext& context) {
   ChildProcess::Options options;
   options.arguments = {python, script, "--socket", context.daemon->socket(), "--library",
                        FirstExisting({bin / "../lib/libterrace.so", bin / "../lib/x86_64-linux-gnu/libterrace.so"}),
-                       "--cache", context.options.cache};
+                       "--cache", context.options.cache, "--daemon-pid", absl::StrCat(context.daemon->pid())};
   if (!context.options.peers.empty()) {
     options.arguments.insert(options.arguments.end(), {"--peers", context.options.peers});
   }
