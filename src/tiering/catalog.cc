@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kvstore/base/check.h"
+#include "kvstore/base/log.h"
 
 namespace terrace::tiering {
 
@@ -224,10 +225,19 @@ Reason Catalog::Publish(const KeySpace& key_space, const BlockKey& key,
 }
 
 bool Catalog::Drop(const KeySpace& key_space, const BlockKey& key, FrameId frame, Reason why) {
-  MutexLock lock(&mu_);
-  const auto found = index_.Find(key_space.id, key);
-  return found.has_value() && found->frame == frame &&
-         RemoveLocked(key_space, found->block, frame, true, why);
+  {
+    MutexLock lock(&mu_);
+    const auto found = index_.Find(key_space.id, key);
+    if (!found.has_value() || found->frame != frame ||
+        !RemoveLocked(key_space, found->block, frame, true, why)) {
+      return false;
+    }
+  }
+  if (why == Reason::kCorrupt) {
+    counters_.integrity_failures->Add();
+    Log(LogLevel::kError, "block_corrupt", {{"key", key.ToShortHex()}, {"tier", "host"}});
+  }
+  return true;
 }
 
 uint64_t Catalog::Flush(const KeySpace* key_space) {

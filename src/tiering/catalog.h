@@ -32,6 +32,7 @@ class Catalog {
     Counter* evictions = nullptr;
     Counter* evicted_bytes = nullptr;
     Counter* moved_bytes = nullptr;
+    Counter* integrity_failures = nullptr;
   };
   Catalog(uint64_t capacity, uint64_t hash_seed, std::unique_ptr<EvictionPolicy> policy, HostTier* tier,
           const kv::KeySpaceTable* key_spaces, const Counters& counters);
@@ -50,6 +51,7 @@ class Catalog {
                  const std::optional<kv::BlockKey>& parent, kv::FrameId frame);
 
   // Takes the block out of sight if it is still in this frame; its memory goes with its last pin.
+  // Counts and logs a kCorrupt one.
   bool Drop(const kv::KeySpace& key_space, const kv::BlockKey& key, kv::FrameId frame, Reason why);
   uint64_t Flush(const kv::KeySpace* key_space);  // nullptr: all
 

@@ -9,7 +9,6 @@
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/check.h"
-#include "kvstore/base/log.h"
 #include "kvstore/base/status_macros.h"
 #include "tiering/tier_stack_impl.h"
 
@@ -103,7 +102,7 @@ TierStack::Impl::Impl(const TierStackOptions& stack_options, const Clock* the_cl
              if (callback) callback(tenant, segment_id);
            }),
       catalog(index_capacity, Random64(), std::move(policy), &tier, &key_spaces,
-              {evictions, evicted_bytes, moved_bytes}),
+              {evictions, evicted_bytes, moved_bytes, integrity_checksum}),
       copies(CopyThreads(stack_options.store_threads), stack_options.store_queue_depth) {}
 
 TierStack::Impl::~Impl() {
@@ -180,10 +179,7 @@ void TierStack::Impl::Put(const Session& session, PutRequest request) {
 bool TierStack::Impl::CheckPinned(const KeySpace& key_space, const BlockKey& key, FrameId frame,
                                   std::span<std::byte> target) {
   if (tier.Check(frame, key_space, key, target)) return true;
-  if (catalog.Drop(key_space, key, frame, Reason::kCorrupt)) {
-    integrity_checksum->Add();
-    Log(LogLevel::kError, "block_corrupt", {{"key", key.ToShortHex()}, {"tier", "host"}});
-  }
+  catalog.Drop(key_space, key, frame, Reason::kCorrupt);
   return false;
 }
 

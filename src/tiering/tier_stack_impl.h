@@ -57,8 +57,8 @@ class TierStack::Impl {
   MemoryBudget budget;
   kv::KeySpaceTable key_spaces;
   std::vector<TenantCounters> tenants;
-  Counter *evictions = nullptr, *evicted_bytes = nullptr, *moved_bytes = nullptr;
-  Counter *integrity_checksum, *leases_expired, *leases_reclaimed_session, *leases_released;
+  Counter *evictions = nullptr, *evicted_bytes = nullptr, *moved_bytes = nullptr, *integrity_checksum = nullptr;
+  Counter *leases_expired, *leases_reclaimed_session, *leases_released;
   Counter *host_in_bytes, *host_out_bytes, *scrub_bytes;
   Histogram* store_duration;
   std::atomic<int64_t> leases{0};
