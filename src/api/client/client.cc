@@ -204,7 +204,7 @@ Result View(terrace_client* client, terrace_keyspace* keyspace, const terrace_re
     segment->KeepForViews();
     BlockReader reader;
     found = reader.Read(*segment, ref.place, opened.digest.data(), key, block_bytes, {});
-    if (found == Reason::kCorrupt) {
+    if (found == Reason::kCorrupt || found == Reason::kStale) {
       ReportBadBlock(connection.get(), opened.id, ref.place.generation, key);
     }
     // Given up just before we asked for it to be kept: then it may be unmapped with our reference.

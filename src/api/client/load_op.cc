@@ -74,7 +74,8 @@ Reason LoadOp::CopyOne(uint32_t i, CopyScratch* scratch, bool may_ask) {
   const Reason reason =
       scratch->reader.Read(*segment, ref.place, work.opened.digest.data(),
                            work.keys[i].data(), work.key_space->block_bytes(), scratch->target);
-  if (reason == Reason::kCorrupt) {
+  // Stale may be a flipped bit in the generation: the daemon, who knows it, looks for itself.
+  if (reason == Reason::kCorrupt || reason == Reason::kStale) {
     ReportBadBlock(connection_.get(), work.opened.id, ref.place.generation, work.keys[i].data());
   }
   return reason;
