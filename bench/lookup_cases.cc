@@ -107,7 +107,8 @@ absl::Status RunLookup1(const CaseContext& context) {
   m.aim = 1.2;
   const OthersMeter meter({context.daemon->pid(), echo->pid()});
   constexpr int kCalls = 2000;
-  bool good = MedianOf(kCalls, [&] { return AskOnce(client->handle(), &asked); }) > 0 && MedianOf(kCalls, round_trip) > 0;
+  bool good = MedianOf(kCalls, [&] { return AskOnce(client->handle(), &asked); }) > 0 &&
+              MedianOf(kCalls, round_trip) > 0;
   for (int round = 0; good && round < context.Rounds(15); ++round) {
     m.values.push_back(1e6 * MedianOf(kCalls, [&] { return AskOnce(client->handle(), &asked); }));
     m.limits.push_back(1e6 * MedianOf(kCalls, round_trip));

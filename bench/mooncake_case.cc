@@ -133,8 +133,8 @@ absl::Status RunMooncake(const CaseContext& context) {
   std::filesystem::create_directories(run, error);
   // Installs and starts it once, to find out whether it runs here at all.
   const absl::Status installed =
-      Shell(absl::StrCat("set -e; ", peers, "/mooncake_up.sh ", venv, " ", run, " >&2; ", peers, "/mooncake_up.sh --stop ",
-                         run, " >&2"),
+      Shell(absl::StrCat("set -e; ", peers, "/mooncake_up.sh ", venv, " ", run, " >&2; ", peers,
+                         "/mooncake_up.sh --stop ", run, " >&2"),
             false, kInstallSeconds, run + "/install.log")
           .status();
   if (!installed.ok()) {

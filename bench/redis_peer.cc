@@ -21,7 +21,9 @@ namespace {
 
 constexpr double kStartSeconds = 10;
 
-void AppendBulk(std::string* out, absl::string_view text) { absl::StrAppend(out, "$", text.size(), "\r\n", text, "\r\n"); }
+void AppendBulk(std::string* out, absl::string_view text) {
+  absl::StrAppend(out, "$", text.size(), "\r\n", text, "\r\n");
+}
 
 absl::string_view KeyAt(std::span<const uint8_t> keys, size_t i) {
   return {reinterpret_cast<const char*>(keys.data()) + i * 32, 32};
@@ -52,7 +54,8 @@ absl::StatusOr<std::unique_ptr<RedisPeer>> RedisPeer::Start(const std::string& p
   auto peer = absl::WrapUnique(new RedisPeer(std::move(directory), std::move(process)));
   const double deadline = Seconds() + kStartSeconds;
   while ((peer->fd_ = ConnectTo(socket)) < 0) {
-    if (!peer->process_.running()) return absl::NotFoundError(absl::StrCat(program, " is not installed or does not start"));
+    if (!peer->process_.running())
+      return absl::NotFoundError(absl::StrCat(program, " is not installed or does not start"));
     if (Seconds() > deadline) return absl::DeadlineExceededError(absl::StrCat(program, " does not answer"));
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }

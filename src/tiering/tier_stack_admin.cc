@@ -94,19 +94,24 @@ void TierStack::Impl::RegisterMetrics(MetricRegistry* metrics) {
     TenantCounters c{};
     const MetricRegistry::Labels labels{{"tenant", tenant.name}};
     const MetricRegistry::Labels tier_labels{{"tier", "host"}, {"tenant", tenant.name}};
-    c.lookup_blocks = metrics->AddCounter("terrace_lookup_blocks_total", "Blocks asked for.", labels);
-    c.hit_blocks = metrics->AddCounter("terrace_hit_blocks_total", "Blocks found, by the tier that had them.", tier_labels);
-    c.lookup_tokens = metrics->AddCounter("terrace_lookup_tokens_total", "Tokens of the blocks asked for.", labels);
-    c.hit_tokens = metrics->AddCounter("terrace_hit_tokens_total", "Tokens of the blocks found.", tier_labels);
-    for (const Reason reason : {Reason::kCold, Reason::kEvicted, Reason::kCorrupt, Reason::kFlushed,
-                                Reason::kKeySpaceEmpty, Reason::kModelDiffers, Reason::kLayoutDiffers,
-                                Reason::kHashDiffers, Reason::kAfterMiss, Reason::kLeaseLimit}) {
-      c.miss_blocks[static_cast<int>(reason)] =
-          metrics->AddCounter("terrace_miss_blocks_total", "Blocks asked for and not served, by reason.",
-                              {{"reason", std::string(ReasonName(reason))}, {"tenant", tenant.name}});
+    c.lookup_blocks =
+        metrics->AddCounter("terrace_lookup_blocks_total", "Blocks asked for.", labels);
+    c.hit_blocks = metrics->AddCounter("terrace_hit_blocks_total",
+                                       "Blocks found, by the tier that had them.", tier_labels);
+    c.lookup_tokens = metrics->AddCounter("terrace_lookup_tokens_total",
+                                          "Tokens of the blocks asked for.", labels);
+    c.hit_tokens =
+        metrics->AddCounter("terrace_hit_tokens_total", "Tokens of the blocks found.", tier_labels);
+    for (const Reason reason :
+         {Reason::kCold, Reason::kEvicted, Reason::kCorrupt, Reason::kFlushed,
+          Reason::kKeySpaceEmpty, Reason::kModelDiffers, Reason::kLayoutDiffers,
+          Reason::kHashDiffers, Reason::kAfterMiss, Reason::kLeaseLimit}) {
+      c.miss_blocks[static_cast<int>(reason)] = metrics->AddCounter(
+          "terrace_miss_blocks_total", "Blocks asked for and not served, by reason.",
+          {{"reason", std::string(ReasonName(reason))}, {"tenant", tenant.name}});
     }
-    for (const Reason reason : {Reason::kNone, Reason::kDuplicate, Reason::kBudget, Reason::kBadChecksum,
-                                Reason::kOverload, Reason::kCancelled}) {
+    for (const Reason reason : {Reason::kNone, Reason::kDuplicate, Reason::kBudget,
+                                Reason::kBadChecksum, Reason::kOverload, Reason::kCancelled}) {
       c.store_blocks[static_cast<int>(reason)] = metrics->AddCounter(
           "terrace_store_blocks_total", "Blocks offered for storing, by outcome (none: stored).",
           {{"reason", std::string(ReasonName(reason))}, {"tenant", tenant.name}});
@@ -114,30 +119,64 @@ void TierStack::Impl::RegisterMetrics(MetricRegistry* metrics) {
     tenants.push_back(c);
   }
   const MetricRegistry::Labels host{{"tier", "host"}};
-  evictions = metrics->AddCounter("terrace_evictions_total", "Blocks evicted to make room.", {{"tier", "host"}, {"cause", "capacity"}});
-  evicted_bytes = metrics->AddCounter("terrace_evicted_bytes_total", "Bytes of evicted blocks.", {{"tier", "host"}, {"cause", "capacity"}});
-  moved_bytes = metrics->AddCounter("terrace_compaction_bytes_total", "Bytes moved inside the tier to make room for blocks of another size.", host);
-  integrity_checksum = metrics->AddCounter("terrace_integrity_failures_total", "Blocks that failed a check and were dropped. Page if it rises.", {{"tier", "host"}, {"reason", "checksum"}});
-  leases_expired = metrics->AddCounter("terrace_leases_expired_total", "Leases ended for their age.");
-  leases_reclaimed_session = metrics->AddCounter("terrace_leases_reclaimed_total", "Leases ended with the session that held them.", {{"cause", "session_end"}});
-  leases_released = metrics->AddCounter("terrace_leases_released_total", "Leases ended by their holder.");
-  host_in_bytes = metrics->AddCounter("terrace_transfer_bytes_total", "Bytes moved by the daemon (loads through shared memory are the client's).", {{"src", "client"}, {"dst", "host"}});
-  host_out_bytes = metrics->AddCounter("terrace_transfer_bytes_total", "Bytes moved by the daemon (loads through shared memory are the client's).", {{"src", "host"}, {"dst", "client"}});
-  scrub_bytes = metrics->AddCounter("terrace_scrub_bytes_total", "Bytes re-read and checked.", host);
-  store_duration = metrics->AddHistogram("terrace_store_duration_seconds", "From a block's arrival to its being visible.", {{"src", "client"}, {"dst", "host"}});
-  const auto gauge = [&](const char* name, const char* help, MetricRegistry::Labels labels, std::function<double()> read) {
+  evictions = metrics->AddCounter("terrace_evictions_total", "Blocks evicted to make room.",
+                                  {{"tier", "host"}, {"cause", "capacity"}});
+  evicted_bytes = metrics->AddCounter("terrace_evicted_bytes_total", "Bytes of evicted blocks.",
+                                      {{"tier", "host"}, {"cause", "capacity"}});
+  moved_bytes = metrics->AddCounter(
+      "terrace_compaction_bytes_total",
+      "Bytes moved inside the tier to make room for blocks of another size.", host);
+  integrity_checksum =
+      metrics->AddCounter("terrace_integrity_failures_total",
+                          "Blocks that failed a check and were dropped. Page if it rises.",
+                          {{"tier", "host"}, {"reason", "checksum"}});
+  leases_expired =
+      metrics->AddCounter("terrace_leases_expired_total", "Leases ended for their age.");
+  leases_reclaimed_session = metrics->AddCounter("terrace_leases_reclaimed_total",
+                                                 "Leases ended with the session that held them.",
+                                                 {{"cause", "session_end"}});
+  leases_released =
+      metrics->AddCounter("terrace_leases_released_total", "Leases ended by their holder.");
+  host_in_bytes = metrics->AddCounter(
+      "terrace_transfer_bytes_total",
+      "Bytes moved by the daemon (loads through shared memory are the client's).",
+      {{"src", "client"}, {"dst", "host"}});
+  host_out_bytes = metrics->AddCounter(
+      "terrace_transfer_bytes_total",
+      "Bytes moved by the daemon (loads through shared memory are the client's).",
+      {{"src", "host"}, {"dst", "client"}});
+  scrub_bytes =
+      metrics->AddCounter("terrace_scrub_bytes_total", "Bytes re-read and checked.", host);
+  store_duration = metrics->AddHistogram("terrace_store_duration_seconds",
+                                         "From a block's arrival to its being visible.",
+                                         {{"src", "client"}, {"dst", "host"}});
+  const auto gauge = [&](const char* name, const char* help, MetricRegistry::Labels labels,
+                         std::function<double()> read) {
     metrics->AddReader(name, help, Type::kGauge, std::move(labels), std::move(read));
   };
-  gauge("terrace_tier_capacity_bytes", "Most payload bytes the tier can hold.", host, [this] { return static_cast<double>(tier.capacity_bytes()); });
-  gauge("terrace_tier_used_bytes", "Payload bytes in use.", host, [this] { return static_cast<double>(tier.pool().GetUsage().used_bytes); });
-  gauge("terrace_tier_pinned_bytes", "Payload bytes under lease.", host, [this] { return static_cast<double>(tier.pool().pinned_bytes()); });
-  gauge("terrace_tier_blocks", "Blocks in the tier.", host, [this] { return static_cast<double>(catalog.index().size()); });
-  gauge("terrace_budget_bytes", "What this process may use.", {}, [this] { return static_cast<double>(budget.limit()); });
-  gauge("terrace_budget_used_bytes", "What is spoken for: segments, tables, staging, the process.", {}, [this] { return static_cast<double>(budget.used()); });
-  gauge("terrace_leases", "Leases held.", {}, [this] { return static_cast<double>(leases.load(std::memory_order_relaxed)); });
-  gauge("terrace_sessions", "Sessions open, over both doors.", {}, [this] { MutexLock lock(&mu); return static_cast<double>(sessions.size()); });
-  gauge("terrace_key_spaces", "Key spaces known.", {}, [this] { return static_cast<double>(key_spaces.List().size()); });
-  metrics->AddReader("terrace_policy_touches_dropped_total", "Access records the policy never saw.", Type::kCounter, {}, [this] { return static_cast<double>(catalog.dropped_touches()); });
+  gauge("terrace_tier_capacity_bytes", "Most payload bytes the tier can hold.", host,
+        [this] { return static_cast<double>(tier.capacity_bytes()); });
+  gauge("terrace_tier_used_bytes", "Payload bytes in use.", host,
+        [this] { return static_cast<double>(tier.pool().GetUsage().used_bytes); });
+  gauge("terrace_tier_pinned_bytes", "Payload bytes under lease.", host,
+        [this] { return static_cast<double>(tier.pool().pinned_bytes()); });
+  gauge("terrace_tier_blocks", "Blocks in the tier.", host,
+        [this] { return static_cast<double>(catalog.index().size()); });
+  gauge("terrace_budget_bytes", "What this process may use.", {},
+        [this] { return static_cast<double>(budget.limit()); });
+  gauge("terrace_budget_used_bytes", "What is spoken for: segments, tables, staging, the process.",
+        {}, [this] { return static_cast<double>(budget.used()); });
+  gauge("terrace_leases", "Leases held.", {},
+        [this] { return static_cast<double>(leases.load(std::memory_order_relaxed)); });
+  gauge("terrace_sessions", "Sessions open, over both doors.", {}, [this] {
+    MutexLock lock(&mu);
+    return static_cast<double>(sessions.size());
+  });
+  gauge("terrace_key_spaces", "Key spaces known.", {},
+        [this] { return static_cast<double>(key_spaces.List().size()); });
+  metrics->AddReader("terrace_policy_touches_dropped_total", "Access records the policy never saw.",
+                     Type::kCounter, {},
+                     [this] { return static_cast<double>(catalog.dropped_touches()); });
 }
 
 }  // namespace terrace::tiering

@@ -315,11 +315,13 @@ TEST_P(FramePoolModelTest, AccountingHoldsAfterEveryOperation) {
       const auto gone = pool.RemoveEmptySegment(std::nullopt, std::nullopt);
       bool any_empty = false;
       for (const auto& [id, tenant] : segments) {
-        any_empty |= std::none_of(held.begin(), held.end(), [id = id](const auto& h) { return h.second.place.first == id; });
+        any_empty |= std::none_of(held.begin(), held.end(),
+                                  [id = id](const auto& h) { return h.second.place.first == id; });
       }
       ASSERT_EQ(gone.has_value(), any_empty);
       if (gone.has_value()) {
-        ASSERT_TRUE(std::none_of(held.begin(), held.end(), [&](const auto& h) { return h.second.place.first == *gone; }));
+        ASSERT_TRUE(std::none_of(held.begin(), held.end(),
+                                 [&](const auto& h) { return h.second.place.first == *gone; }));
         segments.erase(*gone);
       }
     } else if (what < 50) {

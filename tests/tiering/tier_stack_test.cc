@@ -51,7 +51,8 @@ TEST_F(TierStackTest, ALeasedBlockCanBeMappedAndChecked) {
     const BlockPlace& place = answer->places[i];
     const auto fds = stack_->FindSegment(0, place.segment_id);
     ASSERT_TRUE(fds.ok());
-    auto* payload = static_cast<std::byte*>(mmap(nullptr, fds->payload_bytes, PROT_READ, MAP_SHARED, fds->payload_fd, 0));
+    auto* payload = static_cast<std::byte*>(
+        mmap(nullptr, fds->payload_bytes, PROT_READ, MAP_SHARED, fds->payload_fd, 0));
     auto* headers = static_cast<std::byte*>(mmap(nullptr, fds->header_bytes, PROT_READ, MAP_SHARED, fds->header_fd, 0));
     ASSERT_NE(payload, MAP_FAILED);
     ASSERT_NE(headers, MAP_FAILED);

@@ -3,6 +3,8 @@
 // The body of CopyBlock, compiled once per instruction set: the including file defines
 // TERRACE_COPY_NAMESPACE and is compiled with its flags, so that XXH3 and the streaming stores take the
 // widest registers there are. Internal to block_copy*.cc.
+#pragma once
+
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
