@@ -25,7 +25,8 @@ BANS = [(rule, re.compile(pattern), re.compile(where), re.compile(except_), advi
      r"^src/kvstore/base/(clock|log)\.cc$", "time comes from Clock (kvstore/base/clock.h)"),
     ("sleep", r"\b(sleep_for|sleep_until|usleep|nanosleep|SleepFor)\s*\(|(?<![\w.])sleep\s*\(|"
      r"\btime\.sleep\s*\(", r"^tests/|^plugins/.*/tests/", _NOWHERE,
-     "no sleeping for luck; the pause of a loop with a deadline is marked `poll` on its line"),
+     "no sleeping for luck; the pause of a loop with a deadline is marked `poll` on its line, a random "
+     "moment `tidy: sleep: reason`"),
     ("new", r"\bnew\b(?!\s*\()", r"^src/.*\.(h|cc)$", r"^src/api/client/",
      "std::make_unique; absl::WrapUnique(new ...) for private constructors"),
     ("friend", r"\bfriend\b[^;]*Test\b|\bFRIEND_TEST\b", r"^src/", _NOWHERE,
