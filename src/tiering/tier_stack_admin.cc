@@ -58,6 +58,7 @@ std::vector<BlockInfo> TierStack::List(const KeySpace* key_space, size_t limit) 
   impl_->catalog.index().ForEach([&](kv::BlockId, const PrefixIndex::Entry& entry) {
     if (blocks.size() >= limit) return false;
     if (key_space != nullptr && entry.key_space != key_space->id) return true;
+    if (entry.key_space > all.size()) return true;  // opened since we began
     if (auto info = Stat(*all[entry.key_space - 1], entry.key)) blocks.push_back(*std::move(info));
     return true;
   });
