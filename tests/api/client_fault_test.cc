@@ -193,7 +193,7 @@ TEST_F(ClientTest, KeySpacesPagesAndOperationsRefuseBadArguments) {
             TERRACE_INVALID_ARGUMENT);
   EXPECT_EQ(op, nullptr);
 
-  terrace_lookup_part part{.keyspace = keyspace, .keys = keys.data(), .n_keys = 0};
+  terrace_lookup_part part = Part(keyspace, keys.data(), 0);
   EXPECT_EQ(terrace_lookup(client, &part, 1, 0, 0), TERRACE_INVALID_ARGUMENT);
   part.n_keys = 1u << 31;
   EXPECT_EQ(terrace_lookup(client, &part, 1, 0, 0), TERRACE_INVALID_ARGUMENT);
@@ -445,7 +445,7 @@ TEST_F(ClientTest, AForkedChildIsRefusedAndDoesNotKeepTheConnection) {
   if (child == 0) {
     close(life[1]);
     int wrong = 0;
-    terrace_lookup_part part{.keyspace = keyspace, .keys = keys.data(), .n_keys = 1};
+    terrace_lookup_part part = Part(keyspace, keys.data(), 1);
     wrong += terrace_lookup(client, &part, 1, 0, 0) == TERRACE_FAILED_PRECONDITION ? 0 : 1;
     wrong += TextHas("fork") ? 0 : 2;
     wrong += terrace_wait_ready(client, 0) == TERRACE_FAILED_PRECONDITION ? 0 : 4;

@@ -76,7 +76,7 @@ class TestDaemon {
   TestDaemon(const std::string& folder, uint64_t epoch, uint64_t budget_bytes = 512ull << 20) {
     config_.run_dir = folder;
     config_.engine_socket = folder + "/engine.sock";
-    config_.tenants = {TenantConfig{.name = "default"}, TenantConfig{.name = "other"}};
+    config_.tenants = {TenantConfig{"default", {}, {}}, TenantConfig{"other", {}, {}}};
     config_.stack.tenants = {{"default"}, {"other"}};
     config_.stack.budget_bytes = budget_bytes;
     config_.stack.process_bytes = 16ull << 20;
@@ -202,10 +202,7 @@ class ClientTest : public ::testing::Test {
   static bool WaitUsable(terrace_client* client, terrace_keyspace* keyspace) {
     return Eventually([&] {
       const std::vector<uint8_t> key = ChainKeys(999'999, 1);
-      terrace_lookup_part part{};
-      part.keyspace = keyspace;
-      part.keys = key.data();
-      part.n_keys = 1;
+      terrace_lookup_part part = Part(keyspace, key.data(), 1);
       return terrace_lookup(client, &part, 1, TERRACE_LOOKUP_NO_LEASE, kSecondUs) == TERRACE_OK;
     });
   }
@@ -261,6 +258,14 @@ class ClientTest : public ::testing::Test {
     return out;
   }
 
+  static terrace_lookup_part Part(terrace_keyspace* keyspace, const uint8_t* keys, uint32_t n) {
+    terrace_lookup_part part{};
+    part.keyspace = keyspace;
+    part.keys = keys;
+    part.n_keys = n;
+    return part;
+  }
+
   struct Found {
     terrace_status status = TERRACE_OK;
     std::vector<terrace_ref> refs;
@@ -272,10 +277,8 @@ class ClientTest : public ::testing::Test {
                       const std::vector<uint8_t>& keys, uint32_t mode = TERRACE_MODE_PREFIX,
                       uint32_t flags = 0, uint32_t timeout_us = kLongUs) {
     Found found;
-    terrace_lookup_part part{};
-    part.keyspace = keyspace;
-    part.keys = keys.data();
-    part.n_keys = static_cast<uint32_t>(keys.size() / 32);
+    terrace_lookup_part part =
+        Part(keyspace, keys.data(), static_cast<uint32_t>(keys.size() / 32));
     part.mode = mode;
     found.refs.resize(part.n_keys);
     found.reasons.resize(part.n_keys, 255);

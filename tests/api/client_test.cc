@@ -259,10 +259,10 @@ TEST_F(ClientTest, ChainsLongerThanAMessageAndSeveralPartsAtOnce) {
   const std::vector<uint8_t> missing = ChainKeys(10, 3);
   std::copy(missing.begin(), missing.begin() + 32, cut.begin() + 5000 * 32);
   std::vector<uint8_t> reasons(kLong, 255);
-  terrace_lookup_part parts[3] = {};
-  parts[0] = {.keyspace = keyspace, .keys = keys.data(), .n_keys = kLong};
-  parts[1] = {.keyspace = keyspace, .keys = cut.data(), .n_keys = kLong, .reasons = reasons.data()};
-  parts[2] = {.keyspace = keyspace, .keys = missing.data(), .n_keys = 3};
+  terrace_lookup_part parts[3] = {Part(keyspace, keys.data(), kLong),
+                                  Part(keyspace, cut.data(), kLong),
+                                  Part(keyspace, missing.data(), 3)};
+  parts[1].reasons = reasons.data();
   ASSERT_EQ(terrace_lookup(client, parts, 3, 0, kLongUs), TERRACE_OK) << terrace_error_text();
   EXPECT_EQ(parts[0].n_prefix, kLong);
   EXPECT_EQ(parts[1].n_prefix, 5000u);

@@ -230,7 +230,9 @@ bool StoreQueue::SendBlock(uint32_t i, uint64_t offset) {
   const Piece target{ring_->At(offset), block_bytes};
   const uint64_t seed =
       IdentitySeed(op.work.opened.digest.data(), op.work.keys[i].data(), block_bytes);
-  CopyBlock(pieces_, {&target, 1}, seed, CopyCheck::kCompute, checksums_, CopyStores::kCached);
+  // Past the caches: the daemon reads this on another core, and a cached store into lines that it has just
+  // read costs three times as much (it has to take each of them away from there).
+  CopyBlock(pieces_, {&target, 1}, seed, CopyCheck::kCompute, checksums_, CopyStores::kStreaming);
   op.LeaveMemory();
 
   wire::Put put{};
