@@ -312,7 +312,7 @@ def report(bench, hits, colds, output, condition):
     if "lmcache" in milli:
         theirs = [h["lmcache"] - h["floor"] for h in hits]
         ratios = [a / b for a, b in zip(above, theirs) if b > 0]
-        ratio = median(above) / median(theirs)
+        ratio = median(ratios)
         more.update(limit=1e3 * median(theirs), limit_is="LMCache, shm", ratio=ratio, **quartiles(ratios),
                     target=0.6, reached="yes" if ratio <= 0.6 else "no")
     else:
