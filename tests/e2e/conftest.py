@@ -21,6 +21,11 @@ from terrace_vllm.testing.forkserver import ForkServer
 VOCAB = 512
 
 
+def attach(daemon, **more):
+    """Extra config for an engine at this daemon. A busy machine must not turn hits into misses here."""
+    return {"socket": daemon.socket, "lookup_timeout_ms": 5000, **more}
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than half a minute")
 
@@ -96,7 +101,7 @@ def engine(server, daemon):
 
     def start(model, connector=(), **options):
         if connector == ():
-            connector = {"socket": daemon.socket}
+            connector = attach(daemon)
         made = server.engine(model, connector=connector, before=["engine_side:watch"], **options)
         started.append(made)
         return made

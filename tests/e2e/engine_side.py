@@ -100,7 +100,7 @@ def _submit(llm: Any, name: str, prompt: List[int], max_tokens: int) -> str:
     return llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, settings)
 
 
-def abort_while_loading(llm: Any, prompt: List[int]) -> Dict[str, int]:
+def abort_while_loading(llm: Any, prompt: List[int]) -> Dict[str, Any]:
     """Aborts a request whose blocks are just being written; they come free only when that has ended."""
     side = worker(llm)._worker_side
     poll, side.poll = side.poll, lambda: (set(), set())
@@ -112,17 +112,16 @@ def abort_while_loading(llm: Any, prompt: List[int]) -> Dict[str, int]:
         llm.llm_engine.step()
         steps += 1
         assert steps < 1000, "no load was started"
-    llm.llm_engine.abort_request([name])
-    llm.llm_engine.step()
+    llm.llm_engine.abort_request([name], internal=True)
+    status = scheduler(llm).requests[name].status.name
+    for _ in range(5):
+        llm.llm_engine.step()
     held = free - pool.get_num_free_blocks()
     side.poll = poll
     deadline = time.monotonic() + 10
-    while pool.get_num_free_blocks() < free:
-        scheduler_output = llm.llm_engine.engine_core.engine_core.step_fn()
-        del scheduler_output
-        if time.monotonic() > deadline:
-            break
-    return {"held_while_loading": held, "not_given_back": free - pool.get_num_free_blocks()}
+    while pool.get_num_free_blocks() < free and time.monotonic() < deadline:
+        llm.llm_engine.step()
+    return {"status": status, "held": held, "not_given_back": free - pool.get_num_free_blocks()}
 
 
 def kv_digest(llm: Any, prompt: List[int]) -> List[str]:
@@ -144,12 +143,10 @@ def spoil_kv(llm: Any, prompt: List[int]) -> int:
 
 def _prompt_pages(llm: Any, prompt: List[int]) -> List[List[Tuple[int, int]]]:
     """(address, bytes) of every layer's page of each block that the prefix cache has of the prompt."""
-    from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
+    from types import SimpleNamespace
 
     core = llm.llm_engine.engine_core.engine_core
     manager = scheduler(llm).kv_cache_manager
-    from types import SimpleNamespace
-
     request = SimpleNamespace(
         block_hashes=[], num_tokens=len(prompt), all_token_ids=prompt, mm_features=[],
         lora_request=None, cache_salt=None, prompt_embeds=None,
@@ -163,7 +160,6 @@ def _prompt_pages(llm: Any, prompt: List[int]) -> List[List[Tuple[int, int]]]:
             break
         block = cached[0].block_id
         pages.append([(p.address + block * p.stride, p.bytes) for p in plan.planes])
-    del make_block_hash_with_group_id
     return pages
 
 

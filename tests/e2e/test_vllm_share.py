@@ -2,6 +2,7 @@
 """What one vLLM process computed another one loads, and its tokens are those of plain vLLM."""
 
 import pytest
+from conftest import attach
 
 TOKENS = 12
 
@@ -137,7 +138,7 @@ def test_preemption(engine, models, prompts):
 def test_tensor_parallel_two(server, daemon, models, prompts):
     """Two worker processes, each with its own key space; a hit needs both ranks' blocks."""
     batch = prompts(640, 300)
-    options = dict(connector={"socket": daemon.socket}, tensor_parallel_size=2,
+    options = dict(connector=attach(daemon), tensor_parallel_size=2,
                    distributed_executor_backend="mp", before=["engine_side:fork_workers"])
     with server.engine(models(), **options) as first:
         cold = first.generate(batch, TOKENS)
@@ -147,5 +148,5 @@ def test_tensor_parallel_two(server, daemon, models, prompts):
         assert tokens_of(warm) == tokens_of(cold)
         assert [r.cached_tokens for r in warm] in ([639, 288], [640, 288])
     # One rank's blocks are half the size and lie in other key spaces: a single worker finds nothing.
-    with server.engine(models(), connector={"socket": daemon.socket}) as single:
+    with server.engine(models(), connector=attach(daemon)) as single:
         assert [r.cached_tokens for r in single.generate(batch, 1)] == [0, 0]

@@ -207,18 +207,22 @@ class Operation:
         self._library, self._handle, self.n_blocks = library, handle, n_blocks
         self._keep = keep  # the arguments' memory, for as long as the library might look at it
 
+    # A closed operation is done and has read its sources: close() waited for that.
+
     def done(self) -> bool:
-        return self._library.op_done(self._handle) == 1
+        return self._handle is None or self._library.op_done(self._handle) == 1
 
     def sources_read(self) -> bool:
-        return self._library.op_sources_read(self._handle) == 1
+        return self._handle is None or self._library.op_sources_read(self._handle) == 1
 
     def wait(self, timeout_us: int) -> bool:
         """True when the operation is in its final state."""
-        return self._library.op_wait(self._handle, timeout_us) != DEADLINE_EXCEEDED
+        return self._handle is None or (
+            self._library.op_wait(self._handle, timeout_us) != DEADLINE_EXCEEDED)
 
     def wait_sources(self, timeout_us: int) -> bool:
-        return self._library.op_wait_sources(self._handle, timeout_us) == OK
+        return self._handle is None or (
+            self._library.op_wait_sources(self._handle, timeout_us) == OK)
 
     def reasons(self) -> bytes:
         """One terrace_reason per block. REQUIRES: done()."""

@@ -170,7 +170,7 @@ class WorkerSide:
             return
         begun = time.monotonic()
         for operation in self._reading:
-            while not operation.wait_sources(_BARRIER_SLICE_US):
+            while not (operation.wait_sources(_BARRIER_SLICE_US) or operation.done()):
                 limited.log(logging.WARNING, "barrier", "terrace: waiting for stores to read their "
                             "pages; terraced is slow or busy")
         self._reading = []

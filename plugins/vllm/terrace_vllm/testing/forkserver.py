@@ -14,6 +14,7 @@ raised in the child raises EngineError here with the child's traceback; a dead c
 """
 
 import dataclasses
+import faulthandler
 import importlib
 import json
 import os
@@ -297,6 +298,7 @@ def _parent() -> None:
             null = os.open(os.devnull, os.O_RDONLY)
             os.dup2(null, 0)
             os.environ.update(order["env"])
+            faulthandler.register(signal.SIGUSR1, all_threads=True)  # kill -USR1: stacks to the log
             with Client(order["address"], "AF_UNIX", authkey=_AUTHKEY) as connection:
                 _serve(connection)
             status = 0
