@@ -64,29 +64,33 @@ absl::Status TierStackOptions::Validate() const {
 absl::StatusOr<std::unique_ptr<TierStack>> TierStack::Create(const TierStackOptions& options,
                                                              const Clock* clock, MetricRegistry* metrics) {
   RETURN_IF_ERROR(options.Validate());
-  // 3 % for the tables of frames (they depend on the block size) and staging; what they need beyond it
-  // comes out of segments nobody uses yet.
-  uint64_t arena = (options.budget_bytes - options.process_bytes) / 100 * 97;
+  // A share for staging, and 3 % for the tables of frames (they depend on the block size); what those need
+  // beyond it comes out of segments nobody uses yet.
+  const uint64_t for_blocks = options.budget_bytes - options.process_bytes;
+  const uint64_t staging = StagingShare::BytesFor(for_blocks);
+  uint64_t arena = (for_blocks - staging) / 100 * 97;
   arena = arena / (2 * kv::kExtentBytes) * (2 * kv::kExtentBytes);
   const uint64_t index_capacity = arena / kv::kFrameAlign;
   const uint64_t buckets = index_capacity * 5;
   const uint64_t misses = std::clamp<uint64_t>(index_capacity * 2, 1 << 12, 1 << 20) * 4;
   ASSIGN_OR_RETURN(auto policy, MakeEvictionPolicy(options.eviction_policy, index_capacity + (1 << 20)));
   return absl::WrapUnique(new TierStack(std::make_unique<Impl>(
-      options, clock, metrics, std::move(policy), arena, index_capacity, options.process_bytes + buckets + misses)));
+      options, clock, metrics, std::move(policy), arena, index_capacity, options.process_bytes + buckets + misses,
+      staging)));
 }
 
 TierStack::Impl::Impl(const TierStackOptions& stack_options, const Clock* the_clock, MetricRegistry* metrics,
                       std::unique_ptr<EvictionPolicy> policy, uint64_t arena_bytes, uint64_t index_capacity,
-                      uint64_t static_bytes)
+                      uint64_t static_bytes, uint64_t staging_bytes)
     : options(stack_options),
       clock(the_clock),
       budget(stack_options.budget_bytes),
+      staging(staging_bytes, &budget),
       key_spaces(stack_options.max_key_spaces),
       // 4 bytes a pin: at most a thousandth of the arena, or 8 MiB.
       max_pins(std::clamp<uint64_t>(index_capacity, 1 << 21, 1 << 29)),
       lease_secret(Random64()),
-      tier((RegisterMetrics(metrics), TERRACE_CHECK(budget.TryCharge(static_bytes)),
+      tier((RegisterMetrics(metrics), TERRACE_CHECK(budget.TryCharge(static_bytes + staging_bytes)),
             HostTier::Options{.segment_bytes = SegmentBytes(arena_bytes),
                               .arena_bytes = arena_bytes,
                               .prefault = stack_options.prefault,
@@ -216,14 +220,14 @@ void TierStack::SetSegmentGoneCallback(std::function<void(kv::TenantId, uint32_t
 
 absl::Status TierStack::ChargeStaging(uint64_t bytes) {
   do {
-    if (impl_->budget.TryCharge(bytes)) return absl::OkStatus();
+    if (impl_->staging.TryCharge(bytes)) return absl::OkStatus();
   } while (impl_->tier.GiveUpSpare());
   return absl::ResourceExhaustedError(
       absl::StrCat("no ", bytes, " bytes of staging memory left in host.budget; raise it, lower "
                    "engine.staging_bytes, or use fewer storing clients"));
 }
 
-void TierStack::ReleaseStaging(uint64_t bytes) { impl_->budget.Release(bytes); }
+void TierStack::ReleaseStaging(uint64_t bytes) { impl_->staging.Release(bytes); }
 
 absl::Status TierStack::ReadLeased(const KeySpace& key_space, const BlockKey& key, const BlockPlace& place,
                                    std::span<std::byte> target) {

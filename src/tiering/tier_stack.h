@@ -179,7 +179,8 @@ class TierStack {
   // Called (on any thread, under no lock of ours) when a segment's memory is given up.
   void SetSegmentGoneCallback(std::function<void(kv::TenantId, uint32_t segment_id)> callback);
 
-  // Reserves bytes of the budget for a client's staging memory; ResourceExhausted when there are none.
+  // Reserves bytes for a client's staging memory: of the share kept for it, then of what else the budget
+  // has left. ResourceExhausted when there are none.
   absl::Status ChargeStaging(uint64_t bytes);
   void ReleaseStaging(uint64_t bytes);
 

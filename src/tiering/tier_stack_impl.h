@@ -13,6 +13,7 @@
 #include "kvstore/base/memory_budget.h"
 #include "tiering/catalog.h"
 #include "tiering/host_tier.h"
+#include "tiering/staging_share.h"
 #include "tiering/tier_stack.h"
 
 namespace terrace::tiering {
@@ -33,7 +34,7 @@ class TierStack::Impl {
  public:
   Impl(const TierStackOptions& options, const Clock* clock, MetricRegistry* metrics,
        std::unique_ptr<EvictionPolicy> policy, uint64_t arena_bytes, uint64_t index_capacity,
-       uint64_t static_bytes);
+       uint64_t static_bytes, uint64_t staging_bytes);
   ~Impl();
 
   void RegisterMetrics(MetricRegistry* metrics);
@@ -55,6 +56,7 @@ class TierStack::Impl {
   const TierStackOptions options;
   const Clock* const clock;
   MemoryBudget budget;
+  StagingShare staging;
   kv::KeySpaceTable key_spaces;
   std::vector<TenantCounters> tenants;
   Counter *evictions = nullptr, *evicted_bytes = nullptr, *moved_bytes = nullptr, *integrity_checksum = nullptr;

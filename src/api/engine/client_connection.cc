@@ -318,7 +318,7 @@ absl::Status ClientConnection::OnGetSegment(const wire::Header& header, Bytes bo
 absl::Status ClientConnection::OnGetStaging(const wire::Header& header, Bytes body) {
   wire::GetStaging get;
   if (!Take(&body, &get) || !body.empty()) return Malformed("GetStaging");
-  const uint64_t bytes = get.bytes == 0 ? context_->config->staging_bytes : get.bytes;
+  uint64_t bytes = get.bytes == 0 ? context_->config->staging_bytes : get.bytes;
   if (bytes > context_->config->staging_bytes_max) {
     return absl::InvalidArgumentError(absl::StrCat("staging memory of ", bytes, " bytes; at most ",
                                                    context_->config->staging_bytes_max,
@@ -326,7 +326,13 @@ absl::Status ClientConnection::OnGetStaging(const wire::Header& header, Bytes bo
   }
   MutexLock lock(&mu_);
   if (staging_ != nullptr) return absl::FailedPreconditionError("this connection has its staging memory already");
-  RETURN_IF_ERROR(context_->stack->ChargeStaging(bytes));
+  absl::Status charged = context_->stack->ChargeStaging(bytes);
+  // Who leaves the size to us gets less when there is less: a smaller ring is slower, none stores nothing.
+  for (int halvings = 0; get.bytes == 0 && !charged.ok() && halvings < 2; ++halvings) {
+    bytes /= 2;
+    charged = context_->stack->ChargeStaging(bytes);
+  }
+  RETURN_IF_ERROR(charged);
   auto memory = tiering::SharedMemory::Create("terrace-staging", bytes,
                                               tiering::SharedMemory::Clients::kMayWrite, false);
   if (!memory.ok()) {
