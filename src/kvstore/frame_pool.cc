@@ -196,7 +196,9 @@ void FramePool::MakeReady(FrameId frame, uint64_t generation) {
   f.ready.store(true, std::memory_order_release);
 }
 
-void FramePool::SetBlock(FrameId frame, BlockId block) { FrameOf(frame).block = block; }
+void FramePool::SetBlock(FrameId frame, BlockId block) {
+  FrameOf(frame).block.store(block, std::memory_order_relaxed);
+}
 
 void FramePool::Prefetch(FrameId frame) const {
   // The slab is one of few and in the cache; its table of frames may just be given up, which is why only
@@ -237,7 +239,7 @@ void FramePool::Recycle(FrameId frame) {
   Frame& f = FrameOf(frame);
   TERRACE_CHECK((f.pins.load(std::memory_order_relaxed) & ~kDraining) == 0);
   f.pins.store(0, std::memory_order_relaxed);
-  f.block = kNoBlock;
+  f.block.store(kNoBlock, std::memory_order_relaxed);
   f.generation = 0;
   f.ready.store(false, std::memory_order_relaxed);
   slab->free.push_back(static_cast<uint16_t>(frame & ((1u << kFrameBits) - 1)));
@@ -264,7 +266,8 @@ FramePool::Place FramePool::PlaceOf(FrameId frame) const {
   const uint64_t header_units = slab->first_extent * (kHeaderBytesPerExtent / kHeaderUnit) +
                                 static_cast<uint64_t>(index) * slab->header_units;
   return {slab->segment_id, static_cast<uint32_t>(header_units),
-          slab->first_extent * kExtentBytes + index * slab->shape.stride, f.generation, f.block};
+          slab->first_extent * kExtentBytes + index * slab->shape.stride, f.generation,
+          f.block.load(std::memory_order_relaxed)};
 }
 
 std::optional<FramePool::Evacuation> FramePool::BeginEvacuation(FrameId like) {

@@ -111,7 +111,7 @@ class FramePool {
  private:
   struct Frame {
     std::atomic<uint32_t> pins{0};  // kDraining | count
-    BlockId block = kNoBlock;
+    std::atomic<BlockId> block{kNoBlock};  // set when the block can be found already
     uint64_t generation = 0;
     std::atomic<bool> ready{false};
   };
