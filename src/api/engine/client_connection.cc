@@ -86,7 +86,8 @@ void ClientConnection::Close() {
 
 bool ClientConnection::OnReadable() {
   alignas(16) static thread_local std::byte packet[wire::kMaxPacketBytes];
-  for (int turn = 0; turn < kPacketsPerTurn; ++turn) {
+  int64_t spent_ns = 0;
+  for (int packets = 0; packets < kPacketsPerTurn && spent_ns < kTurnNs; ++packets) {
     {
       MutexLock lock(&send_mu_);
       if (closed_) return false;
@@ -124,7 +125,9 @@ bool ClientConnection::OnReadable() {
       status = Handle(header, body);
     }
     const auto type = static_cast<wire::Type>(header.type);
-    context_->metrics->Request(type, status.code(), context_->clock->NowNs() - started);
+    const int64_t took_ns = context_->clock->NowNs() - started;
+    spent_ns += took_ns;
+    context_->metrics->Request(type, status.code(), took_ns);
     if (!status.ok() && (header.flags & wire::kFlagNoReply) == 0) ReplyError(header, status);
     if (malformed_) {
       context_->metrics->rejected[EngineMetrics::kMalformed]->Add();

@@ -77,7 +77,9 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
  private:
   static constexpr size_t kMaxWaiting = 1024;
   static constexpr int kMaxUntakenSegments = 16;
-  static constexpr int kPacketsPerTurn = 64;  // then others on this thread get theirs
+  // A turn; then others on this thread get theirs.
+  static constexpr int kPacketsPerTurn = 64;
+  static constexpr int64_t kTurnNs = 1'000'000;
   using Bytes = std::span<const std::byte>;
 
   absl::Status Handle(const wire::Header& header, Bytes body);
