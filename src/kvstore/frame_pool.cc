@@ -209,18 +209,29 @@ void FramePool::Prefetch(FrameId frame) const {
 }
 
 void FramePool::Pin(FrameId frame) {
-  const uint32_t before = FrameOf(frame).pins.fetch_add(1, std::memory_order_acq_rel);
-  TERRACE_CHECK((before & ~kDraining) < (kDraining >> 1));
-  if ((before & ~kDraining) == 0) {
-    pinned_bytes_.fetch_add(SlabOf(frame)->shape.stride, std::memory_order_relaxed);
-  }
+  uint64_t newly_pinned = 0;
+  PinUncounted(frame, &newly_pinned);
+  if (newly_pinned > 0) CountPinned(newly_pinned);
 }
 
 bool FramePool::Unpin(FrameId frame) {
+  uint64_t last_unpinned = 0;
+  const bool last_of_draining = UnpinUncounted(frame, &last_unpinned);
+  if (last_unpinned > 0) CountUnpinned(last_unpinned);
+  return last_of_draining;
+}
+
+void FramePool::PinUncounted(FrameId frame, uint64_t* newly_pinned) {
+  const uint32_t before = FrameOf(frame).pins.fetch_add(1, std::memory_order_acq_rel);
+  TERRACE_CHECK((before & ~kDraining) < (kDraining >> 1));
+  if ((before & ~kDraining) == 0) *newly_pinned += SlabOf(frame)->shape.stride;
+}
+
+bool FramePool::UnpinUncounted(FrameId frame, uint64_t* last_unpinned) {
   const uint64_t stride = SlabOf(frame)->shape.stride;
   const uint32_t before = FrameOf(frame).pins.fetch_sub(1, std::memory_order_acq_rel);
   TERRACE_CHECK((before & ~kDraining) > 0);
-  if ((before & ~kDraining) == 1) pinned_bytes_.fetch_sub(stride, std::memory_order_relaxed);
+  if ((before & ~kDraining) == 1) *last_unpinned += stride;
   return before == (kDraining | 1);
 }
 

@@ -69,6 +69,13 @@ class FramePool {
   void Prefetch(FrameId frame) const;
   // True: that was the last pin of a draining frame; the caller must clear its header, then Recycle it.
   [[nodiscard]] bool Unpin(FrameId frame);
+  // For many frames at a time: the same without the pool's count of pinned bytes, which is shared by all
+  // threads. *newly_pinned and *last_unpinned grow by what the caller then counts with CountPinned and
+  // CountUnpinned; a pin must be counted before its frame can be unpinned.
+  void PinUncounted(FrameId frame, uint64_t* newly_pinned);
+  [[nodiscard]] bool UnpinUncounted(FrameId frame, uint64_t* last_unpinned);
+  void CountPinned(uint64_t bytes) { pinned_bytes_.fetch_add(bytes, std::memory_order_relaxed); }
+  void CountUnpinned(uint64_t bytes) { pinned_bytes_.fetch_sub(bytes, std::memory_order_relaxed); }
   // Ready -> Draining. REQUIRES: out of the index. True: no pins; clear its header, then Recycle it.
   [[nodiscard]] bool Retire(FrameId frame);
   // Draining or Filling -> Free. REQUIRES: its header's generation is 0.

@@ -122,7 +122,7 @@ PrefixIndex::Inserted PrefixIndex::Insert(KeySpaceId key_space, const BlockKey& 
 }
 
 uint32_t PrefixIndex::FindChain(KeySpaceId key_space, std::span<const BlockKey> keys, bool stop_at_miss,
-                                FramePool* pool, absl::FunctionRef<bool()> may_pin,
+                                FramePool* pool, absl::FunctionRef<bool(uint64_t)> may_pin,
                                 std::span<Found> found, bool* refused) const {
   // The keys of a chain are scattered: the memory they need is fetched a group ahead of its use.
   constexpr size_t kGroup = 32;
@@ -130,6 +130,13 @@ uint32_t PrefixIndex::FindChain(KeySpaceId key_space, std::span<const BlockKey> 
   uint32_t guesses[kGroup];
   uint32_t total = 0;
   *refused = false;
+  struct Pinned {  // counted at once, at whichever end: a shared counter costs more than all else for a key
+    FramePool* const pool;
+    uint64_t bytes = 0;
+    ~Pinned() {
+      if (bytes > 0) pool->CountPinned(bytes);
+    }
+  } pinned{pool};
   for (size_t start = 0; start < keys.size(); start += kGroup) {
     const size_t n = std::min(kGroup, keys.size() - start);
     for (size_t i = 0; i < n; ++i) {
@@ -155,12 +162,12 @@ uint32_t PrefixIndex::FindChain(KeySpaceId key_space, std::span<const BlockKey> 
       out = {};
       if (bucket.has_value()) {
         const uint32_t slot = ((*shard.buckets)[*bucket] & kSlotMask) - 1;
-        if (pool != nullptr && !may_pin()) {
+        if (pool != nullptr && !may_pin(pinned.bytes)) {
           *refused = true;
           return total;
         }
         out = {slot * kShards + shard_number, (*shard.entries)[slot].frame};
-        if (pool != nullptr) pool->Pin(out.frame);
+        if (pool != nullptr) pool->PinUncounted(out.frame, &pinned.bytes);
         ++total;
       } else if (stop_at_miss) {
         return total;
@@ -173,7 +180,7 @@ uint32_t PrefixIndex::FindChain(KeySpaceId key_space, std::span<const BlockKey> 
 std::optional<PrefixIndex::Found> PrefixIndex::Find(KeySpaceId key_space, const BlockKey& key) const {
   Found found;
   bool refused;
-  FindChain(key_space, {&key, 1}, true, nullptr, [] { return true; }, {&found, 1}, &refused);
+  FindChain(key_space, {&key, 1}, true, nullptr, [](uint64_t) { return true; }, {&found, 1}, &refused);
   if (found.block == kNoBlock) return std::nullopt;
   return found;
 }

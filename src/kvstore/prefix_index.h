@@ -42,10 +42,10 @@ class PrefixIndex {
 
   // Finds the keys in order and pins what is found (pool != nullptr), each under its shard's lock, so
   // that nothing vanishes between. found.size() == keys.size(). With stop_at_miss the rest is left
-  // kNoBlock. may_pin is asked before a block is pinned; false ends the search like a miss and sets
-  // *refused. Returns how many were found.
+  // kNoBlock. may_pin is asked before a block is pinned, with the bytes that this call has pinned and not
+  // counted yet; false ends the search like a miss and sets *refused. Returns how many were found.
   uint32_t FindChain(KeySpaceId key_space, std::span<const BlockKey> keys, bool stop_at_miss,
-                     FramePool* pool, absl::FunctionRef<bool()> may_pin, std::span<Found> found,
+                     FramePool* pool, absl::FunctionRef<bool(uint64_t)> may_pin, std::span<Found> found,
                      bool* refused) const;
   std::optional<Found> Find(KeySpaceId key_space, const BlockKey& key) const;
 

@@ -30,7 +30,7 @@ Catalog::Catalog(uint64_t capacity, uint64_t hash_seed, std::unique_ptr<Eviction
 }
 
 uint32_t Catalog::Find(const KeySpace& key_space, std::span<const BlockKey> keys, bool stop_at_miss,
-                       bool pin, absl::FunctionRef<bool()> may_pin,
+                       bool pin, absl::FunctionRef<bool(uint64_t)> may_pin,
                        std::span<PrefixIndex::Found> found, bool* refused) {
   const uint32_t n =
       index_.FindChain(key_space.id, keys, stop_at_miss, pin ? &tier_->pool() : nullptr, may_pin, found, refused);

@@ -39,7 +39,7 @@ class Catalog {
 
   // Finds and (pin) pins; see PrefixIndex::FindChain. What was found counts as used now.
   uint32_t Find(const kv::KeySpace& key_space, std::span<const kv::BlockKey> keys, bool stop_at_miss,
-                bool pin, absl::FunctionRef<bool()> may_pin,
+                bool pin, absl::FunctionRef<bool(uint64_t)> may_pin,
                 std::span<kv::PrefixIndex::Found> found, bool* refused);
   Reason WhyMissing(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
 

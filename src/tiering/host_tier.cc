@@ -259,6 +259,14 @@ void HostTier::Unpin(FrameId frame) {
   if (pool_.Unpin(frame)) Recycle(frame);
 }
 
+void HostTier::UnpinAll(std::span<const FrameId> frames) {
+  uint64_t bytes = 0;
+  for (const FrameId frame : frames) {
+    if (pool_.UnpinUncounted(frame, &bytes)) Recycle(frame);
+  }
+  if (bytes > 0) pool_.CountUnpinned(bytes);
+}
+
 bool HostTier::CopyFrame(FrameId source, FrameId target, const kv::KeySpace& key_space,
                          const kv::BlockKey& key) {
   const uint64_t bytes = key_space.identity.block_bytes;

@@ -67,6 +67,7 @@ class HostTier {
   void Retire(kv::FrameId frame);
   void Abandon(kv::FrameId frame);
   void Unpin(kv::FrameId frame);
+  void UnpinAll(std::span<const kv::FrameId> frames);
   // Copies a ready frame to a filling one: same block, new generation. False if it fails its check.
   bool CopyFrame(kv::FrameId source, kv::FrameId target, const kv::KeySpace& key_space,
                  const kv::BlockKey& key);

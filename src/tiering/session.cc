@@ -74,16 +74,18 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
   const uint64_t charge = pin ? keys.size() + (fresh != nullptr ? impl.kPinsPerLease : 0) : 0;
   const bool charged = impl.TryChargePins(charge);
   const uint32_t n_here = impl.catalog.Find(
-      *key_space, keys, prefix, pin, [&impl, charged] { return charged && impl.MayLease(); }, found, &refused);
+      *key_space, keys, prefix, pin,
+      [&impl, charged](uint64_t uncounted) { return charged && impl.MayLease(uncounted); }, found, &refused);
   const bool kept = pin && (n_here > 0 || fresh == nullptr);  // a new lease of nothing is none
   if (charged) impl.charged_pins.fetch_sub(kept ? keys.size() - n_here : charge, std::memory_order_relaxed);
 
   LookupAnswer answer;
   answer.n_here = n_here;
   answer.places.reserve(prefix ? std::min<size_t>(n_here + 1, keys.size()) : keys.size());
-  if (pin) lease->frames.reserve(lease->frames.size() + n_here);
+  if (pin && lease->frames.empty()) lease->frames.reserve(n_here);  // else it grows by doubling
   const TenantCounters& counters = impl.tenants[tenant_];
   bool leading = true;
+  Reason why_empty = Reason::kNone;  // found out once: it looks at every key space
   for (size_t i = 0; i < keys.size(); ++i) {
     BlockPlace place;
     if (found[i].block != kv::kNoBlock) {
@@ -99,7 +101,14 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
         if (counted) counters.miss_blocks[static_cast<int>(Reason::kAfterMiss)]->Add(keys.size() - i);
         break;
       }
-      place.reason = refused ? Reason::kLeaseLimit : impl.catalog.WhyMissing(*key_space, keys[i]);
+      if (refused) {
+        place.reason = Reason::kLeaseLimit;
+      } else if (why_empty != Reason::kNone) {
+        place.reason = why_empty;
+      } else {
+        place.reason = impl.catalog.WhyMissing(*key_space, keys[i]);
+        if (key_space->blocks_stored.load(std::memory_order_relaxed) == 0) why_empty = place.reason;
+      }
       if (counted) counters.miss_blocks[static_cast<int>(place.reason)]->Add();
       leading = false;
     }

@@ -132,7 +132,7 @@ bool TierStack::Impl::TryChargePins(uint64_t pins) {
 }
 
 void TierStack::Impl::Unpin(const std::vector<FrameId>& frames) {
-  for (const FrameId frame : frames) tier.Unpin(frame);
+  tier.UnpinAll(frames);
   charged_pins.fetch_sub(frames.size() + kPinsPerLease, std::memory_order_relaxed);
 }
 
@@ -233,7 +233,7 @@ absl::Status TierStack::ReadLeased(const KeySpace& key_space, const BlockKey& ke
                                    std::span<std::byte> target) {
   PrefixIndex::Found found;
   bool refused;
-  impl_->catalog.index().FindChain(key_space.id, {&key, 1}, true, &impl_->tier.pool(), [] { return true; },
+  impl_->catalog.index().FindChain(key_space.id, {&key, 1}, true, &impl_->tier.pool(), [](uint64_t) { return true; },
                                    {&found, 1}, &refused);
   if (found.block == kv::kNoBlock) return absl::NotFoundError("the block was flushed");
   const bool same = impl_->tier.pool().PlaceOf(found.frame).generation == place.generation;
@@ -248,7 +248,7 @@ absl::Status TierStack::ReadLeased(const KeySpace& key_space, const BlockKey& ke
 bool TierStack::CheckReported(const KeySpace& key_space, const BlockKey& key, uint64_t generation) {
   PrefixIndex::Found found;
   bool refused;
-  impl_->catalog.index().FindChain(key_space.id, {&key, 1}, true, &impl_->tier.pool(), [] { return true; },
+  impl_->catalog.index().FindChain(key_space.id, {&key, 1}, true, &impl_->tier.pool(), [](uint64_t) { return true; },
                                    {&found, 1}, &refused);
   if (found.block == kv::kNoBlock) return false;
   const bool same = impl_->tier.pool().PlaceOf(found.frame).generation == generation;

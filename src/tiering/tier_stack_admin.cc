@@ -44,7 +44,7 @@ std::optional<BlockInfo> TierStack::Stat(const KeySpace& key_space, const BlockK
   PrefixIndex::Found found;
   bool refused;
   kv::FramePool& pool = impl_->tier.pool();
-  impl_->catalog.index().FindChain(key_space.id, {&key, 1}, true, &pool, [] { return true; }, {&found, 1}, &refused);
+  impl_->catalog.index().FindChain(key_space.id, {&key, 1}, true, &pool, [](uint64_t) { return true; }, {&found, 1}, &refused);
   if (found.block == kv::kNoBlock) return std::nullopt;
   BlockInfo info{key, &key_space, key_space.identity.block_bytes, pool.PlaceOf(found.frame).generation,
                  pool.Pins(found.frame) - 1, impl_->catalog.HasChildren(found.block), "host"};
@@ -77,7 +77,7 @@ VerifyReport TierStack::Verify(const std::atomic<bool>* stop) {
     PrefixIndex::Found found;
     bool refused;
     impl_->catalog.index().FindChain(key_space.id, {&entry.key, 1}, true, &impl_->tier.pool(),
-                                     [] { return true; }, {&found, 1}, &refused);
+                                     [](uint64_t) { return true; }, {&found, 1}, &refused);
     if (found.block == kv::kNoBlock) return true;
     ++report.blocks;
     report.bytes += key_space.identity.block_bytes;

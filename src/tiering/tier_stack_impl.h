@@ -42,8 +42,9 @@ class TierStack::Impl {
   // Checks a pinned frame; drops the block and counts when it is bad.
   bool CheckPinned(const kv::KeySpace& key_space, const kv::BlockKey& key, kv::FrameId frame,
                    std::span<std::byte> target);
-  bool MayLease() const {
-    return static_cast<double>(tier.pool().pinned_bytes()) <
+  // uncounted: bytes that the caller has pinned and the pool does not count yet.
+  bool MayLease(uint64_t uncounted) const {
+    return static_cast<double>(tier.pool().pinned_bytes() + uncounted) <
            options.max_leased_ratio * static_cast<double>(tier.capacity_bytes());
   }
   uint64_t NewLeaseId();

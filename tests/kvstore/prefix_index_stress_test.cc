@@ -77,7 +77,7 @@ TEST(PrefixIndexStressTest, APinnedFrameKeepsItsBytes) {
       const uint64_t first = random.Below(kKeys - found.size());
       const auto keys = testing::KeysOf(first, found.size());
       bool refused;
-      index.FindChain(1, keys, false, &pool, [] { return true; }, found, &refused);
+      index.FindChain(1, keys, false, &pool, [](uint64_t) { return true; }, found, &refused);
       for (size_t i = 0; i < found.size(); ++i) {
         if (found[i].block == kNoBlock) continue;
         for (int look = 0; look < 3; ++look) {

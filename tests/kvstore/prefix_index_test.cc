@@ -24,7 +24,8 @@ struct Search {
   bool refused;
 };
 Search FindAll(const PrefixIndex& index, KeySpaceId space, const std::vector<BlockKey>& keys, bool stop,
-               FramePool* pool = nullptr, absl::FunctionRef<bool()> may_pin = [] { return true; }) {
+               FramePool* pool = nullptr,
+               absl::FunctionRef<bool(uint64_t)> may_pin = [](uint64_t) { return true; }) {
   Search s{0, std::vector<PrefixIndex::Found>(keys.size()), false};
   s.n = index.FindChain(space, keys, stop, pool, may_pin, s.found, &s.refused);
   return s;
@@ -97,7 +98,7 @@ TEST(PrefixIndexTest, PinsWhatItFindsAndStopsWhenRefused) {
     index.Insert(1, key, frames.back(), &block);
   }
   int allowed = 35;
-  const Search s = FindAll(index, 1, keys, false, &pool, [&] { return allowed-- > 0; });
+  const Search s = FindAll(index, 1, keys, false, &pool, [&](uint64_t) { return allowed-- > 0; });
   EXPECT_TRUE(s.refused);
   EXPECT_EQ(s.n, 35u);
   for (size_t i = 0; i < 50; ++i) {
