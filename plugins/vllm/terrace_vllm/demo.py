@@ -11,10 +11,11 @@ import argparse
 import os
 import random
 import shutil
+import socket
 import sys
 import tempfile
 import time
-from typing import Any, List, NamedTuple, Optional
+from typing import Any, List, NamedTuple
 
 from terrace_vllm.testing.forkserver import EngineDied, EngineError, ForkServer
 from terrace_vllm.testing.model import Shape, write_model
@@ -41,10 +42,9 @@ def say(begun: float, text: str) -> None:
     print(f"[{time.monotonic() - begun:5.1f} s] {text}", flush=True)
 
 
-def run_engine(server: ForkServer, model: str, socket: Optional[str],
-               prompts: List[List[int]]) -> List[Run]:
+def run_engine(server: ForkServer, model: str, path: str, prompts: List[List[int]]) -> List[Run]:
     """Starts an engine, runs the prompts one by one, ends it."""
-    connector = None if socket is None else {"socket": socket, "lookup_timeout_ms": 1000}
+    connector = {"socket": path, "lookup_timeout_ms": 1000}
     with server.engine(model, connector=connector, block_size=BLOCK, max_model_len=8192,
                        max_num_batched_tokens=8192, kv_cache_memory_bytes=512 << 20) as engine:
         engine.generate([[5] * 64], 2)  # the first request of a process pays for one-time set-up
@@ -79,25 +79,34 @@ def main() -> int:
     parser.add_argument("--model-dir", help="keep the model here and use it again")
     parser.add_argument("--log", help="engines' output (a file in the system's folder for such)")
     arguments = parser.parse_args()
+    if not answers(arguments.socket):
+        print(f"No terraced answers on {arguments.socket}. Start one (`terraced --run-dir DIR "
+              "--host-budget 1GiB`) and give its DIR/engine.sock with --socket.", file=sys.stderr)
+        return 1
     folder = tempfile.mkdtemp(prefix="terrace-demo-")
     log = arguments.log or os.path.join(folder, "engines.log")
-    keep_log = arguments.log is not None
+    status = 1
     try:
         status = demonstrate(arguments.socket, arguments.model_dir or os.path.join(folder, "model"), log)
-        keep_log = keep_log or status != 0
-        return status
     except (EngineDied, EngineError, TimeoutError) as error:
         print(f"\nAn engine failed: {error}\nIts output: {log}", file=sys.stderr)
-        keep_log = True
-        return 1
     finally:
-        if keep_log:
-            shutil.rmtree(os.path.join(folder, "model"), ignore_errors=True)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
+        # After a failure the log stays, the model never does.
+        keep = status != 0 and arguments.log is None
+        shutil.rmtree(os.path.join(folder, "model") if keep else folder, ignore_errors=True)
+    return status
 
 
-def demonstrate(socket: str, model: str, log: str) -> int:
+def answers(path: str) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            probe.connect(path)
+            return True
+    except OSError:
+        return False
+
+
+def demonstrate(path: str, model: str, log: str) -> int:
     begun = time.monotonic()
     # New prompts every time: a daemon that has run this before must not help the first process.
     rng = random.Random()
@@ -111,14 +120,14 @@ def demonstrate(socket: str, model: str, log: str) -> int:
             with server.bare() as child:
                 child.call("terrace_vllm.demo:make_model", model)
         say(begun, "process 1: starts, computes the prompts, stores their blocks, ends ...")
-        cold = run_engine(server, model, socket, prompts)
+        cold = run_engine(server, model, path, prompts)
         say(begun, "process 2: starts with an empty cache, gets the same prompts ...")
-        warm = run_engine(server, model, socket, prompts)
+        warm = run_engine(server, model, path, prompts)
     say(begun, "done\n")
     print("Time to first token, one thread per engine:\n")
     print(table(list(LENGTHS), cold, warm), flush=True)
     if any(run.cached_tokens < n // BLOCK * BLOCK for n, run in zip(LENGTHS, warm)):
-        print(f"\nNot everything was found in Terrace. Is terraced running on {socket}, with room for "
+        print(f"\nNot everything was found in Terrace. Has the terraced on {path} room for "
               f"{sum(LENGTHS) * SHAPE.bytes_per_token() >> 20} MiB? The engines' output: {log}",
               file=sys.stderr)
         return 1

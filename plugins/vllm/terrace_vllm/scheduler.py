@@ -25,6 +25,10 @@ from terrace_vllm.stats import Counters
 _HIT_FRESH_S = 60.0
 # A waiting request is asked about in every step; what was not there a moment ago still is not.
 _MISS_FRESH_S = 0.5
+# Blocks of the engine's own prefix cache are offered to Terrace again (it may have evicted them), but not
+# those that went there a moment ago: a prefix shared by many requests would be offered by each of them.
+_STORED_FRESH_S = 60.0
+_STORED_MAX = 1 << 16
 # After this many lookups in a row without an answer, none is sent for a while.
 _TIMEOUTS_TO_PAUSE = 3
 _PAUSE_S = 1.0
@@ -87,6 +91,7 @@ class SchedulerSide:
         self._hash_id: Optional[str] = None
         self._timeouts = 0
         self._paused_until = 0.0
+        self._stored: "OrderedDict[Tuple[int, bytes], float]" = OrderedDict()  # when ordered last
         self._adapters: "OrderedDict[str, Optional[bytes]]" = OrderedDict()
 
     # ------------------------------------------------------------ start-up
@@ -358,6 +363,7 @@ class SchedulerSide:
         if not self._may_store or not output.num_scheduled_tokens:
             return
         if not self._client.is_ready() or not self._open():
+            self._stored.clear()  # the daemon that comes back may be an empty one
             return  # next_store stays: what is still in pages is stored when the daemon is back
         orders.hash_id = self._hash_id
         drafts = getattr(output, "scheduled_spec_decode_tokens", None) or {}
@@ -388,14 +394,28 @@ class SchedulerSide:
             skip = range(entry.loaded[0] // group.block_tokens,
                          entry.loaded[1] // group.block_tokens)
         wanted = [i for i in range(first, full) if i not in skip and ids[i] != 0]
+        if first == 0 and entry.request.num_computed_tokens >= group.block_tokens:
+            wanted = self._not_stored_lately(entry, group, wanted)
         for begin, end in _runs(wanted):
             parent = None
             if group.kind == FULL and begin > 0:
                 parent = self._keys(entry, group, begin - 1, begin)
-            orders.stores.append(StoreOrder(
-                group.index, parent, self._keys(entry, group, begin, end),
-                group.kind == SLIDING, list(ids[begin:end])))
+            keys = self._keys(entry, group, begin, end)
+            orders.stores.append(StoreOrder(group.index, parent, keys, group.kind == SLIDING,
+                                            list(ids[begin:end])))
+            now = time.monotonic()
+            for i in range(0, len(keys), api.KEY_BYTES):
+                self._stored[group.index, keys[i:i + api.KEY_BYTES]] = now
+        while len(self._stored) > _STORED_MAX:
+            self._stored.popitem(last=False)
         entry.next_store[group.index] = max(first, full)
+
+    def _not_stored_lately(self, entry: _Request, group: Group, wanted: List[int]) -> List[int]:
+        """Without the blocks of the engine's own cache that were ordered to be stored a moment ago."""
+        local = entry.request.num_computed_tokens // group.block_tokens
+        since = time.monotonic() - _STORED_FRESH_S
+        return [i for i in wanted if i >= local or self._stored.get(
+            (group.index, self._keys(entry, group, i, i + 1)), since) <= since]
 
     # ------------------------------------------------------------ end
 

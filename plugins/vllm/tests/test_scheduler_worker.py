@@ -1,8 +1,10 @@
 # Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 """Both sides together over a fake client and real memory: what is stored, hit, loaded, released."""
 
+import os
+
 import pytest
-from engine_parts import FakeBlocks, FakeRequest, Node, step_output
+from engine_parts import FakeBlocks, FakeRequest, Node, hashes, step_output
 from terrace_vllm import client as api
 from terrace_vllm.layout import FULL, SLIDING, Group
 
@@ -202,6 +204,31 @@ def test_loaded_blocks_are_not_stored_again(fake):
         (None, [1]), (request.block_hashes[2], [4, 5, 6])]
 
 
+def test_shared_prefix_is_offered_once_in_a_while(fake, monkeypatch):
+    node = Node(fake)
+
+    def stored_by(name, tail, computed):
+        request = FakeRequest(name, "p", 12)
+        request.block_hashes += hashes(tail, 1)
+        request.num_tokens, request.num_computed_tokens = 16, computed
+        node.scheduler.on_new_request(request)
+        orders = node.scheduler.take_orders()
+        node.scheduler.order_stores(step_output({name: 16 - computed}, {name: ([1, 2, 3, 4],)}), orders)
+        return [(o.parent, o.block_ids) for o in orders.stores]
+
+    parent = hashes("p", 3)[2]
+    assert stored_by("r1", "one", 0) == [(None, [1, 2, 3, 4])]
+    assert stored_by("r2", "two", 12) == [(parent, [4])]  # the prefix comes from the engine's own cache
+    assert stored_by("r3", "three", 0) == [(None, [1, 2, 3, 4])]  # computed anew: it may be gone
+    monkeypatch.setattr("terrace_vllm.scheduler._STORED_FRESH_S", 0)
+    assert stored_by("r4", "four", 12) == [(None, [1, 2, 3, 4])]
+    monkeypatch.undo()
+    node.client.ready = False
+    assert stored_by("r5", "five", 12) == []
+    node.client.ready = True  # maybe another daemon
+    assert stored_by("r6", "six", 12) == [(None, [1, 2, 3, 4])]
+
+
 def test_draft_tokens_are_not_stored(fake):
     node = Node(fake)
     request = FakeRequest("r", "p", 16)
@@ -250,7 +277,6 @@ def test_two_ranks_need_both(fake):
     fill_request(first, FakeRequest("r1", "p", 16), [5, 6, 7, 8])
     # Rank 1 lost its third block.
     lost = first.workers[0, 1]
-    import os
     os.unlink(lost._client._path(lost._key_spaces[0], FakeRequest("x", "p", 16).block_hashes[2]))
     request = FakeRequest("r2", "p", 16)
     assert second.scheduler.matched_tokens(request, 0) == (8, True)
