@@ -180,7 +180,7 @@ TEST_F(HostTierTest, ALargerBlockThanASegmentGetsASegmentOfItsOwn) {
 // Segments come and go for as long as the daemon lives; a number must not come again while an older
 // segment still has it (ids are looked up modulo the size of a table).
 TEST_F(HostTierTest, SegmentsMayComeAndGoForEver) {
-  Make(32 << 20);
+  Make(8 << 20, 2 << 20);
   const auto& a = Space(4096, 0);
   const auto& b = Space(4096, 1);
   const FrameId kept = Store(a, 1);
