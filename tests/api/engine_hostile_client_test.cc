@@ -244,6 +244,50 @@ TEST_F(EngineHostileClientTest, WhoTakesNoDescriptorsGetsNoMore) {
   EXPECT_TRUE(other->GetSegment(leased_.refs[0].segment_id, &info).ok());
 }
 
+// Long work of one client does not keep the others waiting until all of it is done.
+TEST_F(EngineHostileClientTest, LongWorkTakesTurns) {
+  auto busy = rig_.Client();
+  constexpr uint64_t kLarge = 48 << 20;
+  const auto large = busy->Open(kLarge);
+  ASSERT_TRUE(large.ok() && busy->GetStaging(kLarge).ok());
+  const kv::BlockKey key = KeyOf(600);
+  ASSERT_EQ(*busy->Put(*large, key, PayloadOf(key, 0, kLarge)), Reason::kNone);
+  const auto found = busy->Lookup(*large, {&key, 1});
+  ASSERT_EQ(found->done.n_here, 1u);
+  wire::Report report{large->id, 0, found->refs[0].generation, {}};
+  std::memcpy(report.key, key.bytes.data(), 32);
+  constexpr int kReports = 60;  // each makes the daemon read 48 MiB
+  for (int i = 0; i < kReports; ++i) {
+    ASSERT_TRUE(busy->SendBytes(RawClient::Encode(wire::Type::kReport, static_cast<uint32_t>(i), BytesOf(report))));
+  }
+  ASSERT_TRUE(client_->Ping().ok());
+  int done = 0;
+  while (busy->Receive(0).has_value()) ++done;
+  EXPECT_LT(done, kReports / 2) << "the other client was served after all of this";
+  for (; done < kReports; ++done) ASSERT_TRUE(busy->Receive().has_value());
+}
+
+// Asking for what a key space without blocks lacks costs the same however many key spaces there are.
+TEST_F(EngineHostileClientTest, ManyKeySpacesDoNotSlowDownMisses) {
+  const std::vector<kv::BlockKey> keys = KeysOf(1'000'000, wire::kMaxKeysPerMessage);
+  const auto time_of = [&](const OpenSpace& space) {
+    auto best = std::chrono::steady_clock::duration::max();
+    for (int i = 0; i < 5; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      const auto found = client_->Lookup(space, keys, wire::kLookupAll);
+      best = std::min(best, std::chrono::steady_clock::now() - start);
+      EXPECT_TRUE(found.ok()) << found.status();
+      EXPECT_EQ(found->done.n_here, 0u);
+    }
+    return best;
+  };
+  const auto before = time_of(*client_->Open(kBlock, {.model_fingerprint = "empty"}));
+  for (int i = 0; i < 3000; ++i) ASSERT_TRUE(client_->Open(kBlock, {.extra = std::to_string(i)}).ok());
+  const auto after = time_of(*client_->Open(kBlock, {.model_fingerprint = "empty, too"}));
+  EXPECT_LT(after, 10 * before) << std::chrono::duration<double, std::milli>(before).count() << " ms before, "
+                                << std::chrono::duration<double, std::milli>(after).count() << " ms after";
+}
+
 TEST_F(EngineHostileClientTest, ReportsOfGoodBlocksDropNothing) {
   auto liar = rig_.Client();
   for (int round = 0; round < 20; ++round) {
