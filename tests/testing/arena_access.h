@@ -20,7 +20,7 @@
 
 namespace terrace::testing {
 
-// Owner: the test. Threads: one. Valid as long as no segment is given up.
+// Owner: the test. Threads: one. Valid until a segment is given up (Forget).
 class ArenaAccess {
  public:
   struct Segment {
@@ -38,6 +38,9 @@ class ArenaAccess {
     close(fds->header_fd);
     return segments_[segment_id] = segment;
   }
+
+  // The segment's memory was given up.
+  void Forget(uint32_t segment_id) { segments_.erase(segment_id); }
 
  private:
   static std::span<std::byte> Writable(int fd) {

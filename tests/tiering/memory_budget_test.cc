@@ -2,7 +2,7 @@
 //
 // host.budget against the kernel's own figure. A process of its own (memory_probe) is filled with blocks;
 // what it holds is RssAnon + RssShmem of /proc/self/status: everything that is not a mapped file. All of it
-// counts, code's data and this test's buffers included: host.process_reserve (48 MiB) is there for them.
+// counts, the program's data and the probe's buffers included: process_bytes (here 16 MiB) is there for them.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -44,7 +44,7 @@ TEST_P(MemoryBudgetFillTest, HoldsToTwoPercent) {
 
 INSTANTIATE_TEST_SUITE_P(
     Sizes, MemoryBudgetFillTest,
-    // 48 of 512 MiB are the process's; 4 KiB blocks pay 7 % for header and tables.
+    // 4 KiB blocks pay 7 % for header and tables.
     ::testing::Values(Fill{"Blocks64K", "65536", false, 0.85}, Fill{"Blocks2M", "2097152", false, 0.85},
                       Fill{"Blocks4K", "4096", false, 0.78}, Fill{"Blocks64KPrefaulted", "65536", true, 0.85},
                       Fill{"SmallAfterLargeAndBack", "2097152:4096:65536:2097152", false, 0.75}),

@@ -31,8 +31,10 @@ uint64_t StatusKib(const std::string& field) {
 uint64_t ResidentBytes() { return (StatusKib("RssAnon") + StatusKib("RssShmem")) * 1024; }
 
 terrace::tiering::TierStackOptions Options(uint64_t budget, bool prefault) {
-  terrace::tiering::TierStackOptions options;  // as the daemon has them by default
+  terrace::tiering::TierStackOptions options;
   options.budget_bytes = budget;
+  // Less than the daemon's default: no gRPC here, and what is not charged should show.
+  options.process_bytes = 16 << 20;
   options.prefault = prefault;
   options.huge_pages = false;
   return options;

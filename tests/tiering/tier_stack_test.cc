@@ -10,6 +10,7 @@
 #include <cmath>
 #include <set>
 
+#include "testing/arena_access.h"
 #include "testing/test_stack.h"
 
 namespace terrace::tiering {
@@ -65,6 +66,28 @@ TEST_F(TierStackTest, ALeasedBlockCanBeMappedAndChecked) {
     close(fds->payload_fd);
     close(fds->header_fd);
   }
+}
+
+// A client that was paused and wakes without its lease sees that the frame is no longer its block's.
+TEST_F(TierStackTest, AFreedFrameSaysSo) {
+  TestStack::StoreChain(session_.get(), space_, 0, 2);
+  const auto answer = Lease(KeysOf(0, 2));
+  testing::ArenaAccess arena(stack_.stack.get());
+  const auto header = [&](uint64_t i) {
+    const BlockPlace& place = answer->places[i];
+    return reinterpret_cast<const kv::BlockHeader*>(arena.Find(0, place.segment_id).headers.data() +
+                                                    place.header_offset * kv::kHeaderUnit);
+  };
+  const auto check = [&](uint64_t i) {
+    return kv::CheckHeader(header(i), space_.digest.data(), KeyOf(i).bytes.data(), answer->places[i].generation, kBlock);
+  };
+  EXPECT_EQ(stack_->Flush(&space_), 2u);
+  EXPECT_EQ(check(0), kv::HeaderVerdict::kOk) << "under lease";
+  EXPECT_TRUE(session_->Release(answer->lease_id).ok());
+  EXPECT_EQ(check(0), kv::HeaderVerdict::kStale);
+  EXPECT_EQ(check(1), kv::HeaderVerdict::kStale);
+  TestStack::StoreChain(session_.get(), space_, 0, 2);
+  EXPECT_EQ(check(0), kv::HeaderVerdict::kStale) << "the same block again is another generation";
 }
 
 TEST_F(TierStackTest, FirstWriterWins) {
@@ -379,6 +402,19 @@ TEST(TierStackLimitsTest, OneBlockLeasedOverAndOver) {
   EXPECT_TRUE(refused);
   EXPECT_TRUE(session->Release(lease).ok());
   EXPECT_TRUE(stack.Serves(session.get(), space, KeyOf(0))) << "what was released can be leased again";
+}
+
+// The usual state of a cache is full: a new engine must still be able to store.
+TEST(TierStackLimitsTest, AFullTierStillHasStaging) {
+  TestStack stack(SmallStackOptions(256 << 20));
+  auto session = stack->OpenSession(0);
+  const auto& space = TestStack::Open(session.get(), 4 << 20);
+  for (uint64_t i = 0; stack.Metric("terrace_evictions_total") < 3; ++i) TestStack::Store(session.get(), space, KeyOf(i));
+  EXPECT_TRUE(stack->ChargeStaging(4 << 20).ok());
+  EXPECT_LE(stack->Stats().budget_used_bytes, stack->Stats().budget_bytes);
+  const absl::Status too_much = stack->ChargeStaging(1 << 30);
+  EXPECT_TRUE(absl::IsResourceExhausted(too_much));
+  stack->ReleaseStaging(4 << 20);
 }
 
 TEST(TierStackTenantsTest, AreApart) {
