@@ -87,6 +87,7 @@ absl::StatusOr<std::unique_ptr<CacheClient>> CacheClient::Connect(const std::str
   options.struct_bytes = sizeof(options);
   options.socket_path = socket.c_str();
   options.client_name = "terrace_bench";
+  options.request_timeout_ms = 10'000;  // a machine that is busy for a second is slow, not broken
   const terrace_status status = terrace_connect(&options, &client->client_);
   if (client->client_ == nullptr) return FromTerrace(status, "connect");
   RETURN_IF_ERROR(FromTerrace(terrace_wait_ready(client->client_, 10'000), "connect"));
