@@ -62,8 +62,8 @@ suite() {
 run_ctest() {
   local name="$1" build_dir="$2"
   shift 2
-  GTEST_OUTPUT="xml:$RESULTS/$name/gtest/" GTEST_COLOR=no suite "$name" 1200 \
-    ctest --test-dir "$build_dir" --output-on-failure --timeout 300 -j "$(nproc)" \
+  GTEST_OUTPUT="xml:$RESULTS/$name/gtest/" GTEST_COLOR=no suite "$name" 1500 \
+    ctest --test-dir "$build_dir" --output-on-failure -j "$(nproc)" \
     --output-junit "$RESULTS/$name/ctest.xml" "$@"
 }
 
