@@ -93,26 +93,6 @@ run_pytest() {  # run_pytest NAME SECONDS FOLDER...: folders that exist; none is
 
 wants() { [[ " ${suites[*]} " == *" $1 "* ]]; }
 
-step "Debian packages"
-scripts/setup_debian.sh
-if wants python || wants e2e; then
-  step "Python environment with vLLM (CPU)"
-  scripts/setup_python.sh
-fi
-
-if wants fast || wants cpp || wants python || wants e2e; then
-  step "Build: release"
-  if build release-build release; then
-    if wants cpp; then
-      step "C++ tests"
-      run_ctest cpp build/release
-    elif wants fast; then
-      step "C++ unit and contract tests"
-      run_ctest fast build/release -L 'unit|contract'
-    fi
-  fi
-fi
-
 sanitizer_suite() {
   local preset="$1" text="$2"
   step "Build: $text"
@@ -122,19 +102,47 @@ sanitizer_suite() {
     UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
     run_ctest "$preset" "build/$preset" -L 'unit|contract'
 }
-wants asan && sanitizer_suite asan "address and undefined-behaviour sanitizers"
-wants tsan && sanitizer_suite tsan "thread sanitizer"
 
-if wants python; then
-  step "Python tests"
-  run_pytest python 900 plugins/vllm/tests tests/python
-fi
-if wants e2e; then
-  step "Faults: killed, stopped and hostile processes"
-  run_pytest faults 900 tests/faults
-  step "End to end with vLLM engines"
-  run_pytest e2e 1200 tests/e2e
-fi
+# In a function, so that the shell has read all of this file before it starts: it may change meanwhile.
+main() {
+  local built=1
+  step "Debian packages"
+  scripts/setup_debian.sh
+  if wants python || wants e2e; then
+    step "Python environment with vLLM (CPU)"
+    scripts/setup_python.sh
+  fi
 
-step "Results (details in build/test-results)"
-/usr/bin/python3 -B scripts/sum_results.py "$RESULTS"
+  if wants fast || wants cpp || wants python || wants e2e; then
+    step "Build: release"
+    if build release-build release; then
+      if wants cpp; then
+        step "C++ tests"
+        run_ctest cpp build/release
+      elif wants fast; then
+        step "C++ unit and contract tests"
+        run_ctest fast build/release -L 'unit|contract'
+      fi
+    else
+      built=0  # a failed suite already; what starts these programs would test older ones
+    fi
+  fi
+
+  wants asan && sanitizer_suite asan "address and undefined-behaviour sanitizers"
+  wants tsan && sanitizer_suite tsan "thread sanitizer"
+
+  if wants python && [ "$built" = 1 ]; then
+    step "Python tests"
+    run_pytest python 900 plugins/vllm/tests tests/python
+  fi
+  if wants e2e && [ "$built" = 1 ]; then
+    step "Faults: killed, stopped and hostile processes"
+    run_pytest faults 900 tests/faults
+    step "End to end with vLLM engines"
+    run_pytest e2e 1200 tests/e2e
+  fi
+
+  step "Results (details in build/test-results)"
+  /usr/bin/python3 -B scripts/sum_results.py "$RESULTS"
+}
+main; exit
