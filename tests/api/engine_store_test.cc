@@ -66,6 +66,19 @@ TEST(EngineStoreTest, WrongChecksumIsRefusedAndNothingIsVisible) {
   EXPECT_EQ(put(right), Reason::kNone);
 }
 
+// Flips bytes of the staging memory and flips them back until stop. A data race by design: it plays a
+// hostile process, so the thread sanitizer must not look at it.
+__attribute__((no_sanitize("thread"))) void Scribble(std::byte* staging, const std::atomic<bool>& stop,
+                                                     std::atomic<uint64_t>& scribbles) {
+  for (uint64_t i = 0; !stop.load(std::memory_order_relaxed); ++i) {
+    volatile std::byte* at = staging + Mix(i) % kBlock;
+    const std::byte before = *at;
+    *at = before ^ std::byte{0x5a};
+    *at = before;
+    scribbles.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
 // A client whose checksum is right while it scribbles over the bytes that the daemon copies: the store is
 // refused, or what is visible passes every check and is the payload. Never anything else.
 TEST(EngineStoreTest, ScribblerIsRefusedOrHarmless) {
@@ -76,15 +89,7 @@ TEST(EngineStoreTest, ScribblerIsRefusedOrHarmless) {
   std::byte* staging = client->staging()->data();
   std::atomic<bool> stop{false};
   std::atomic<uint64_t> scribbles{0};
-  std::thread scribbler([&] {
-    for (uint64_t i = 0; !stop.load(std::memory_order_relaxed); ++i) {
-      volatile std::byte* at = staging + Mix(i) % kBlock;
-      const std::byte before = *at;
-      *at = before ^ std::byte{0x5a};
-      *at = before;
-      scribbles.fetch_add(1, std::memory_order_relaxed);
-    }
-  });
+  std::thread scribbler([&] { Scribble(staging, stop, scribbles); });
   int stored = 0, refused = 0, corrupt = 0, wrong = 0;
   for (uint64_t n = 0; n < 600; ++n) {
     const kv::BlockKey key = KeyOf(n);
