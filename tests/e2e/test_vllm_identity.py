@@ -1,18 +1,21 @@
 # Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 """Engines that compute something else never get each other's blocks, though their hashes are equal."""
 
+import random
 import shutil
 
 import pytest
+from conftest import VOCAB, attach
 
 TOKENS = 12
 
 
-@pytest.fixture
-def stored(engine, models, prompts):
+@pytest.fixture(scope="module")
+def stored(server, shared_daemon, models):
     """A prompt that an engine of the base model has stored, and its tokens."""
-    [prompt] = prompts(400)
-    with engine(models()) as first:
+    rng = random.Random("identity")
+    prompt = [rng.randrange(3, VOCAB) for _ in range(400)]
+    with server.engine(models(), connector=attach(shared_daemon)) as first:
         tokens = first.generate([prompt], TOKENS)[0].token_ids
         first.call("engine_side:wait_stored")
     return prompt, tokens
