@@ -44,7 +44,8 @@ std::optional<BlockInfo> TierStack::Stat(const KeySpace& key_space, const BlockK
   PrefixIndex::Found found;
   bool refused;
   kv::FramePool& pool = impl_->tier.pool();
-  impl_->catalog.index().FindChain(key_space.id, {&key, 1}, true, &pool, [](uint64_t) { return true; }, {&found, 1}, &refused);
+  impl_->catalog.index().FindChain(
+      key_space.id, {&key, 1}, true, &pool, [](uint64_t) { return true; }, {&found, 1}, &refused);
   if (found.block == kv::kNoBlock) return std::nullopt;
   BlockInfo info{key, &key_space, key_space.identity.block_bytes, pool.PlaceOf(found.frame).generation,
                  pool.Pins(found.frame) - 1, impl_->catalog.HasChildren(found.block), "host"};

@@ -61,7 +61,8 @@ TEST(BlockHeaderGoldenTest, BytesAreThoseOfTheFormat) {
   ASSERT_TRUE(space.ok());
   ASSERT_EQ(TestStack::Store(session.get(), **space, KeyOf(1)), Reason::kNone);
   const auto key = KeyOf(1);
-  const auto answer = session->Lookup((*space)->id, {&key, 1}, tiering::LookupMode::kPrefix, tiering::Session::kNewLease);
+  const auto answer = session->Lookup((*space)->id, {&key, 1}, tiering::LookupMode::kPrefix,
+                                      tiering::Session::kNewLease);
   ASSERT_EQ(answer->n_here, 1u);
   const tiering::BlockPlace& place = answer->places[0];
   EXPECT_EQ(place.generation, 1u);

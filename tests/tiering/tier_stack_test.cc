@@ -79,7 +79,8 @@ TEST_F(TierStackTest, AFreedFrameSaysSo) {
                                                     place.header_offset * kv::kHeaderUnit);
   };
   const auto check = [&](uint64_t i) {
-    return kv::CheckHeader(header(i), space_.digest.data(), KeyOf(i).bytes.data(), answer->places[i].generation, kBlock);
+    return kv::CheckHeader(header(i), space_.digest.data(), KeyOf(i).bytes.data(),
+                           answer->places[i].generation, kBlock);
   };
   EXPECT_EQ(stack_->Flush(&space_), 2u);
   EXPECT_EQ(check(0), kv::HeaderVerdict::kOk) << "under lease";
@@ -409,7 +410,8 @@ TEST(TierStackLimitsTest, AFullTierStillHasStaging) {
   TestStack stack(SmallStackOptions(256 << 20));
   auto session = stack->OpenSession(0);
   const auto& space = TestStack::Open(session.get(), 4 << 20);
-  for (uint64_t i = 0; stack.Metric("terrace_evictions_total") < 3; ++i) TestStack::Store(session.get(), space, KeyOf(i));
+  for (uint64_t i = 0; stack.Metric("terrace_evictions_total") < 3; ++i)
+    TestStack::Store(session.get(), space, KeyOf(i));
   EXPECT_TRUE(stack->ChargeStaging(4 << 20).ok());
   EXPECT_LE(stack->Stats().budget_used_bytes, stack->Stats().budget_bytes);
   const absl::Status too_much = stack->ChargeStaging(1 << 30);
