@@ -141,7 +141,7 @@ TEST_F(EvictionTest, AllUnderLeaseIsARefusalNotGrowth) {
 
 TEST_F(EvictionTest, AFlushedParentWithChildrenIsForgottenWithTheLastOfThem) {
   // A parent can go before its children only by being dropped: here by a flush, child after child.
-  for (int round = 0; round < 50; ++round) {
+  for (int round = 0; round < 10; ++round) {
     TestStack::StoreChain(session_.get(), space_, 0, 20);
     ASSERT_EQ(stack_->Flush(&space_), 20u);
     ASSERT_EQ(stack_->Stats().tiers[0].used_bytes, 0u);
