@@ -69,7 +69,7 @@ absl::StatusOr<const KeySpace*> KeySpaceTable::Open(TenantId tenant, absl::strin
   if (owned_.size() >= max_key_spaces_) {
     return absl::ResourceExhaustedError(
         absl::StrCat("all ", max_key_spaces_,
-                     " key spaces are taken; restart the daemon or raise limits.max_key_spaces"));
+                     " key spaces are taken; restart the daemon or raise host.max_key_spaces"));
   }
   auto key_space = std::make_unique<KeySpace>();
   key_space->id = static_cast<KeySpaceId>(owned_.size() + 1);

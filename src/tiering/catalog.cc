@@ -76,8 +76,18 @@ void Catalog::DrainTouchesLocked() {
   for (const BlockId block : draining_) policy_->OnAccess(block);
 }
 
-std::optional<FrameId> Catalog::Allocate(kv::TenantId tenant, uint64_t block_bytes) {
+std::optional<FrameId> Catalog::PinIfHere(const KeySpace& key_space, const BlockKey& key) {
+  PrefixIndex::Found found;
+  bool refused;
+  index_.FindChain(key_space.id, {&key, 1}, true, &tier_->pool(), [](uint64_t) { return true; }, {&found, 1},
+                   &refused);
+  if (found.block == kNoBlock) return std::nullopt;
+  return found.frame;
+}
+
+std::optional<FrameId> Catalog::Allocate(kv::TenantId tenant, uint64_t block_bytes, bool may_evict) {
   if (const auto frame = tier_->TryAllocate(tenant, block_bytes)) return frame;
+  if (!may_evict) return std::nullopt;
   if (!tier_->MayFit(block_bytes)) return std::nullopt;
   DrainTouches();
   for (int evicted = 0; evicted < kMaxEvictionsPerStore; ++evicted) {

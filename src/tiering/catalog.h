@@ -43,8 +43,10 @@ class Catalog {
                 std::span<kv::PrefixIndex::Found> found, bool* refused);
   Reason WhyMissing(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
 
-  // A frame to fill, evicting what has to go. nullopt: nothing may go.
-  std::optional<kv::FrameId> Allocate(kv::TenantId tenant, uint64_t block_bytes);
+  // A frame to fill, evicting what has to go if may_evict. nullopt: nothing may go.
+  std::optional<kv::FrameId> Allocate(kv::TenantId tenant, uint64_t block_bytes, bool may_evict = true);
+  // Keeps a block that is here from being evicted, until HostTier::Unpin of the frame.
+  std::optional<kv::FrameId> PinIfHere(const kv::KeySpace& key_space, const kv::BlockKey& key);
   // Makes a filled frame (header written, MakeReady done) visible. kNone, kDuplicate (the frame is given
   // back) or kBudget (table full, given back).
   Reason Publish(const kv::KeySpace& key_space, const kv::BlockKey& key,

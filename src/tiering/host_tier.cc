@@ -155,6 +155,7 @@ bool HostTier::GiveUpEmptySegment(kv::TenantId wanted_by) {
 bool HostTier::GiveUpSpare() {
   std::unique_ptr<SharedSegment> spare;
   MutexLock lock(&mu_);
+  no_more_spares_ = true;  // the memory has other uses: the prefaulter must not take it again
   if (spare_.empty()) return false;
   spare = std::move(spare_.back());
   spare_.pop_back();
@@ -165,7 +166,12 @@ bool HostTier::GiveUpSpare() {
 void HostTier::Prefault() {
   constexpr uint64_t kStep = 8 << 20;  // a few milliseconds: closing waits no longer
   while (true) {
-    auto segment = MakeSegment(options_.segment_bytes);
+    bool enough;
+    {
+      MutexLock lock(&mu_);
+      enough = no_more_spares_;
+    }
+    auto segment = enough ? nullptr : MakeSegment(options_.segment_bytes);
     if (segment == nullptr) {
       // All memory is spoken for. What is given up later is faulted in by its next user.
       MutexLock lock(&mu_);

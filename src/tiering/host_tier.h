@@ -107,6 +107,7 @@ class HostTier {
   mutable Mutex mu_;
   CondVar wake_;
   bool closing_ ABSL_GUARDED_BY(mu_) = false;
+  bool no_more_spares_ ABSL_GUARDED_BY(mu_) = false;
   uint64_t arena_used_ ABSL_GUARDED_BY(mu_) = 0;  // payload bytes of all segments, spare ones too
   uint32_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
   std::vector<bool> slot_used_ ABSL_GUARDED_BY(mu_) = std::vector<bool>(kMaxSegments);

@@ -62,7 +62,7 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
   } else if (pin) {
     if (leases_.size() >= impl.options.max_leases_per_session) {
       return absl::ResourceExhaustedError(absl::StrCat(
-          "this session holds ", leases_.size(), " leases already; release some (limits.max_leases_per_session)"));
+          "this session holds ", leases_.size(), " leases already; release some (host.max_leases_per_session)"));
     }
     fresh = std::make_unique<Lease>();
     lease = fresh.get();
@@ -101,7 +101,7 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
         if (counted) counters.miss_blocks[static_cast<int>(Reason::kAfterMiss)]->Add(keys.size() - i);
         break;
       }
-      if (refused) {
+      if (refused && impl.catalog.index().Find(key_space->id, keys[i]).has_value()) {
         place.reason = Reason::kLeaseLimit;
       } else if (why_empty != Reason::kNone) {
         place.reason = why_empty;

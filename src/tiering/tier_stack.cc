@@ -46,16 +46,16 @@ absl::Status TierStackOptions::Validate() const {
   if (budget_bytes < process_bytes + 2 * kLeastArena) {
     return absl::InvalidArgumentError(
         absl::StrCat("host.budget is ", budget_bytes, " bytes; of these ", process_bytes,
-                     " are for the process itself (host.process_reserve) and at least ", 2 * kLeastArena,
+                     " are for the process itself (host.process_bytes) and at least ", 2 * kLeastArena,
                      " must remain for blocks"));
   }
   if (!(max_leased_ratio > 0 && max_leased_ratio <= 1)) {
-    return absl::InvalidArgumentError("limits.max_leased_ratio must be above 0 and at most 1");
+    return absl::InvalidArgumentError("host.max_leased_ratio must be above 0 and at most 1");
   }
-  if (lease_max_age_ns <= 0) return absl::InvalidArgumentError("limits.lease_max_age must be positive");
+  if (lease_max_age_ns <= 0) return absl::InvalidArgumentError("host.lease_max_age must be positive");
   if (max_key_spaces == 0 || max_leases_per_session == 0 || store_queue_depth == 0) {
     return absl::InvalidArgumentError(
-        "limits.max_key_spaces, limits.max_leases_per_session and limits.store_queue_depth must be positive");
+        "host.max_key_spaces, host.max_leases_per_session and host.store_queue_depth must be positive");
   }
   if (store_threads > 64) return absl::InvalidArgumentError("host.store_threads must be at most 64");
   return MakeEvictionPolicy(eviction_policy, 1).status();
@@ -136,6 +136,18 @@ void TierStack::Impl::Unpin(const std::vector<FrameId>& frames) {
   charged_pins.fetch_sub(frames.size() + kPinsPerLease, std::memory_order_relaxed);
 }
 
+bool TierStack::Impl::IsFilling(const FillKey& block) const {
+  MutexLock lock(&fill_mu);
+  return filling.contains(block);
+}
+
+void TierStack::Impl::SetFilling(const FillKey& block, bool on) {
+  MutexLock lock(&fill_mu);
+  int& stores = filling[block];
+  stores += on ? 1 : -1;
+  if (stores == 0) filling.erase(block);
+}
+
 void TierStack::Impl::Put(const Session& session, PutRequest request) {
   const KeySpace& key_space = *request.key_space;
   const kv::TenantId tenant = session.tenant();
@@ -153,29 +165,50 @@ void TierStack::Impl::Put(const Session& session, PutRequest request) {
   if (request.source.size() != bytes || request.checksums.size() != ChecksumCount(bytes)) {
     return finish(request.done, Reason::kBadChecksum);
   }
-  const auto frame = catalog.Allocate(tenant, bytes);
-  if (!frame.has_value()) return finish(request.done, Reason::kBudget);
+  // A block is of use only behind its parent. The parent stays until the block is in; where it is not
+  // here nor on its way, nothing is evicted for a block that no prefix would reach.
+  if (request.parent == request.key) request.parent.reset();
+  const FillKey mine{key_space.id, request.key};
+  std::optional<FrameId> parent_frame;
+  bool reachable = true;
+  if (request.parent.has_value()) {
+    parent_frame = catalog.PinIfHere(key_space, *request.parent);
+    reachable = parent_frame.has_value() || IsFilling({key_space.id, *request.parent});
+  }
+  const auto frame = catalog.Allocate(tenant, bytes, reachable);
+  if (!frame.has_value()) {
+    if (parent_frame.has_value()) tier.Unpin(*parent_frame);
+    return finish(request.done, Reason::kBudget);
+  }
+  SetFilling(mine, true);
+  const auto end = [this, mine, parent_frame] {
+    SetFilling(mine, false);
+    if (parent_frame.has_value()) tier.Unpin(*parent_frame);
+  };
 
   gpu::CopyJob job;
   job.source = {const_cast<std::byte*>(request.source.data()), bytes};
   job.target = {tier.Payload(*frame), bytes};
   job.identity_seed = IdentitySeed(key_space.digest.data(), request.key.bytes.data(), bytes);
   job.checksums = std::move(request.checksums);
-  job.done = [this, finish, frame = *frame, started = clock->NowNs(), &key_space, key = request.key,
+  job.done = [this, finish, end, frame = *frame, started = clock->NowNs(), &key_space, key = request.key,
               parent = request.parent, done = request.done](gpu::CopyJob& copied, bool intact) {
     if (!intact) {
       tier.Abandon(frame);
+      end();
       return finish(done, Reason::kBadChecksum);
     }
     const uint64_t generation = tier.WriteHeader(frame, key_space, key, copied.checksums);
     tier.pool().MakeReady(frame, generation);
     const Reason reason = catalog.Publish(key_space, key, parent, frame);
+    end();
     if (reason == Reason::kNone) host_in_bytes->Add(key_space.identity.block_bytes);
     store_duration->ObserveNs(clock->NowNs() - started);
     finish(done, reason);
   };
   if (!copies.Submit(job).ok()) {
     tier.Abandon(*frame);
+    end();
     finish(request.done, Reason::kOverload);
   }
 }

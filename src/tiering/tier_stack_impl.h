@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -54,6 +55,11 @@ class TierStack::Impl {
   // Ends the pins of a lease.
   void Unpin(const std::vector<kv::FrameId>& frames);
 
+  // Blocks whose bytes are being copied in, and how many stores of each: at most store_queue_depth.
+  using FillKey = std::pair<kv::KeySpaceId, kv::BlockKey>;
+  bool IsFilling(const FillKey& block) const;
+  void SetFilling(const FillKey& block, bool on);
+
   const TierStackOptions options;
   const Clock* const clock;
   MemoryBudget budget;
@@ -71,6 +77,9 @@ class TierStack::Impl {
   std::atomic<uint64_t> next_session{1}, next_lease{1};
   const uint64_t lease_secret;
   std::atomic<bool> draining{false};
+
+  mutable Mutex fill_mu;
+  std::map<FillKey, int> filling ABSL_GUARDED_BY(fill_mu);
 
   mutable Mutex mu;
   std::function<void(kv::TenantId, uint32_t)> segment_gone ABSL_GUARDED_BY(mu);

@@ -91,7 +91,7 @@ TEST(EngineStoreTest, ScribblerIsRefusedOrHarmless) {
   std::atomic<uint64_t> scribbles{0};
   std::thread scribbler([&] { Scribble(staging, stop, scribbles); });
   int stored = 0, refused = 0, corrupt = 0, wrong = 0;
-  for (uint64_t n = 0; n < 600; ++n) {
+  for (uint64_t n = 0; n < (kSanitized ? 150 : 600); ++n) {
     const kv::BlockKey key = KeyOf(n);
     const auto payload = PayloadOf(key, 0, kBlock);
     const auto reason = client->Put(*space, key, payload);
@@ -276,7 +276,7 @@ TEST(EngineStoreTest, BlockSizesTakeTurnsInOneBudget) {
     spaces.push_back(*space);
   }
   uint64_t number = 0, last_used = 0;
-  for (int round = 0; round < 14; ++round) {
+  for (int round = 0; round < (kSanitized ? 7 : 14); ++round) {
     const OpenSpace& space = spaces[static_cast<size_t>(round) % spaces.size()];
     // Enough to push out everything of the size before.
     const uint64_t n = std::min<uint64_t>((100ull << 20) / space.block_bytes, 6000);

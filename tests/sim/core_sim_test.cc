@@ -132,7 +132,8 @@ class CoreSim : public ::testing::TestWithParam<uint64_t> {
         leased.push_back({s, name.second, it->second.variant, answer->places[i], it->second.bad});
       } else if (blocks_.contains(name)) {
         ASSERT_TRUE(answer->places[i].reason == Reason::kEvicted || answer->places[i].reason == Reason::kLeaseLimit ||
-                    answer->places[i].reason == Reason::kCold)
+                    answer->places[i].reason == Reason::kCold ||
+                    (answer->places[i].reason == Reason::kCorrupt && blocks_.at(name).bad))
             << ReasonName(answer->places[i].reason);
       }
     }

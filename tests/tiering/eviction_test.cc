@@ -159,6 +159,21 @@ TEST_F(EvictionTest, ABlockThatIsItsOwnParentOrHasAnUnknownOne) {
   EXPECT_FALSE(Here(2));
 }
 
+// What no longer fits is refused: evicting a parent for its child would leave a tail that no prefix reaches.
+TEST_F(EvictionTest, AChainLongerThanTheCacheKeepsItsPrefix) {
+  ASSERT_EQ(Store(0), Reason::kNone);
+  uint64_t n = 1;
+  Reason reason = Reason::kNone;
+  while (n < 5000 && (reason = Store(n, n - 1)) == Reason::kNone) ++n;
+  EXPECT_EQ(reason, Reason::kBudget);
+  EXPECT_EQ(Store(n + 1, n), Reason::kBudget) << "its parent is not here";
+  for (uint64_t i = 0; i < n; ++i) ASSERT_TRUE(Here(i)) << "block " << i << " of " << n;
+  // Another chain is as good as this one: its tail makes room.
+  EXPECT_EQ(Store(10'000), Reason::kNone);
+  EXPECT_FALSE(Here(n - 1));
+  EXPECT_TRUE(Here(n - 2));
+}
+
 TEST_F(EvictionTest, LookupsOfPartOfAChainKeepTheOrder) {
   TestStack::StoreChain(session_.get(), space_, 0, 20);
   Random random(5);

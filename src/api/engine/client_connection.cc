@@ -335,7 +335,11 @@ absl::Status ClientConnection::OnGetStaging(const wire::Header& header, Bytes bo
     bytes /= 2;
     charged = context_->stack->ChargeStaging(bytes);
   }
-  RETURN_IF_ERROR(charged);
+  if (!charged.ok()) {
+    Log(LogLevel::kWarning, "staging_refused",
+        {{"pid", pid_}, {"uid", uid_}, {"why", "this client cannot store"}, {"mend", charged.message()}});
+    return charged;
+  }
   auto memory = tiering::SharedMemory::Create("terrace-staging", bytes,
                                               tiering::SharedMemory::Clients::kMayWrite, false);
   if (!memory.ok()) {
