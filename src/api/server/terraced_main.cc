@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -157,6 +158,21 @@ int PrintDefaults(const std::string& format) {
   return kExitOk;
 }
 
+// Names the right flag for each that does not exist, as for a wrong key in a file.
+void SuggestFlags(const CLI::App& app, int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    std::string name(argv[i]);
+    name = name.substr(0, name.find('='));
+    if (name.rfind("--", 0) != 0 || name.size() == 2 || app.get_option_no_throw(name) != nullptr) continue;
+    std::string key = name.substr(2);
+    std::replace(key.begin(), key.end(), '-', '.');
+    key = NearestConfigKey(key);
+    for (const ConfigOption& option : ConfigOptions()) {
+      if (option.key == key) std::cerr << "terraced: no flag " << name << "; did you mean " << option.FlagName() << "?\n";
+    }
+  }
+}
+
 int Main(int argc, char** argv) {
   CLI::App app{"terraced: keeps KV-cache blocks of inference engines on this node"};
   app.set_version_flag("--version", VersionText());
@@ -191,7 +207,9 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? kExitOk : kExitUsage;
+    if (app.exit(e) == 0) return kExitOk;
+    SuggestFlags(app, argc, argv);
+    return kExitUsage;
   }
   for (const std::string& set : sets) {
     const size_t equals = set.find('=');
