@@ -106,7 +106,7 @@ bool RawClient::SendBytes(std::span<const std::byte> packet, std::span<const int
 std::optional<Packet> RawClient::Receive(int wait_ms) {
   pollfd readable{fd_.get(), POLLIN, 0};
   if (poll(&readable, 1, wait_ms) != 1) return std::nullopt;
-  std::vector<std::byte> buffer(wire::kMaxPacketBytes);
+  static thread_local std::vector<std::byte> buffer(wire::kMaxPacketBytes);
   iovec iov{buffer.data(), buffer.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kMaxFds)];
   msghdr message{};
@@ -126,7 +126,7 @@ std::optional<Packet> RawClient::Receive(int wait_ms) {
   }
   if (static_cast<size_t>(n) < sizeof(wire::Header)) return std::nullopt;
   std::memcpy(&packet.header, buffer.data(), sizeof(wire::Header));
-  packet.body.assign(buffer.begin() + sizeof(wire::Header), buffer.begin() + n);
+  packet.body.assign(buffer.data() + sizeof(wire::Header), buffer.data() + n);
   return packet;
 }
 
