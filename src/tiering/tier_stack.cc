@@ -116,7 +116,7 @@ TierStack::Impl::~Impl() {
 }
 
 uint64_t TierStack::Impl::NewLeaseId() {
-  while (true) {  // splitmix64: unique for unique counters, not to be guessed without the secret
+  while (true) {  // splitmix64: unique for unique counters. Leases belong to sessions: it need not be secret
     uint64_t x = lease_secret + next_lease.fetch_add(1, std::memory_order_relaxed) * 0x9E3779B97F4A7C15ull;
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;
     x = (x ^ x >> 27) * 0x94D049BB133111EBull;

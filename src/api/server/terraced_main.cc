@@ -168,7 +168,8 @@ void SuggestFlags(const CLI::App& app, int argc, char** argv) {
     std::replace(key.begin(), key.end(), '-', '.');
     key = NearestConfigKey(key);
     for (const ConfigOption& option : ConfigOptions()) {
-      if (option.key == key) std::cerr << "terraced: no flag " << name << "; did you mean " << option.FlagName() << "?\n";
+      if (option.key != key) continue;
+      std::cerr << "terraced: no flag " << name << "; did you mean " << option.FlagName() << "?\n";
     }
   }
 }
