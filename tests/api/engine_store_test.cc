@@ -4,6 +4,7 @@
 // under the daemon's hands, many writers of one key, a full budget, sizes that take turns.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstring>
 #include <thread>
 
@@ -72,9 +73,10 @@ __attribute__((no_sanitize("thread"))) void Scribble(std::byte* staging, const s
                                                      std::atomic<uint64_t>& scribbles) {
   for (uint64_t i = 0; !stop.load(std::memory_order_relaxed); ++i) {
     volatile std::byte* at = staging + Mix(i) % kBlock;
-    const std::byte before = *at;
-    *at = before ^ std::byte{0x5a};
-    *at = before;
+    // Wrong for about a microsecond: some of the daemon's copies meet it, some do not.
+    *at = *at ^ std::byte{0x5a};
+    for (uint64_t spin = 0, x = i; spin < 200; ++spin) asm volatile("" : "+r"(x));
+    *at = *at ^ std::byte{0x5a};
     scribbles.fetch_add(1, std::memory_order_relaxed);
   }
 }
@@ -91,7 +93,10 @@ TEST(EngineStoreTest, ScribblerIsRefusedOrHarmless) {
   std::atomic<uint64_t> scribbles{0};
   std::thread scribbler([&] { Scribble(staging, stop, scribbles); });
   int stored = 0, refused = 0, corrupt = 0, wrong = 0;
-  for (uint64_t n = 0; n < (kSanitized ? 150 : 600); ++n) {
+  // On until some copies were hit: on a busy machine the two may seldom run at once.
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(40);
+  for (uint64_t n = 0; n < (kSanitized ? 150 : 600) || refused == 0 || stored == 0; ++n) {
+    if (std::chrono::steady_clock::now() > end) break;
     const kv::BlockKey key = KeyOf(n);
     const auto payload = PayloadOf(key, 0, kBlock);
     const auto reason = client->Put(*space, key, payload);
@@ -116,7 +121,7 @@ TEST(EngineStoreTest, ScribblerIsRefusedOrHarmless) {
   EXPECT_EQ(wrong, 0);
   EXPECT_EQ(corrupt, 0) << "the daemon checked other bytes than it kept";
   EXPECT_GT(refused, 0) << "the scribbler never hit (" << scribbles << " tries): this test shows nothing";
-  EXPECT_GT(stored + refused, 0);
+  EXPECT_GT(stored, 0);
   // The daemon's own check finds nothing bad either.
   EXPECT_EQ(rig.stack()->Verify().corrupt, 0u);
 }

@@ -13,6 +13,7 @@ for path in (HERE, PLUGIN):
     if path not in sys.path:
         sys.path.insert(0, path)
 
+from faultlib import eventually
 from terrace_vllm.client import library_candidates
 from terrace_vllm.testing.daemon import Daemon, find_binary
 
@@ -35,7 +36,9 @@ def make_daemon():
     def make(budget="192MiB", **flags):
         daemon = Daemon(budget=budget, host_prefault="false", engine_staging_bytes="1MiB", **flags)
         made.append(daemon)
-        return daemon.start()
+        daemon.start()
+        eventually(lambda: "event=ready" in daemon.words(), what="the daemon's readiness")
+        return daemon
 
     yield make
     for daemon in made:
