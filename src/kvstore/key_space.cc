@@ -36,6 +36,7 @@ std::string Canonical(absl::string_view tenant_name, const KeySpaceIdentity& ide
   for (const NamedField& field : kFields) append(identity.*field.field);
   out.append(reinterpret_cast<const char*>(&identity.block_bytes), sizeof(identity.block_bytes));
   out.append(reinterpret_cast<const char*>(&identity.tokens_per_block), sizeof(identity.tokens_per_block));
+  if (identity.block_class != 0) append("shard");
   return out;
 }
 

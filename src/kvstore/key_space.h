@@ -26,6 +26,7 @@ struct KeySpaceIdentity {
   std::string model, model_fingerprint, kv_dtype, layout, parallel, hash, group, extra;
   uint64_t block_bytes = 0;
   uint32_t tokens_per_block = 0;
+  uint8_t block_class = 0;  // tiering::BlockClass: 0 KV, 1 training shards
 };
 
 // One open key space. Immutable but for its counters.

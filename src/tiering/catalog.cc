@@ -73,7 +73,7 @@ void Catalog::DrainTouchesLocked() {
     draining_.swap(touches_);
     touches_.reserve(kMaxTouches);
   }
-  for (const BlockId block : draining_) policy_->OnAccess(block);
+  for (const BlockId block : draining_) policy_->OnAccess(block, 0);
 }
 
 std::optional<FrameId> Catalog::PinIfHere(const KeySpace& key_space, const BlockKey& key) {
@@ -112,7 +112,7 @@ std::optional<Catalog::Evicted> Catalog::EvictOne(kv::TenantId tenant, uint64_t 
       if (links_.HasChildren(block)) return false;
       const FrameId frame = index_.Get(block).frame;
       return frame != kNoFrame && !tier_->pool().IsPinned(frame);
-    });
+    }, 0);
     if (victim == kNoBlock) return std::nullopt;
     const FrameId frame = index_.Get(victim).frame;
     const bool same_shape = tier_->pool().SameShape(frame, tenant, block_bytes);
@@ -150,7 +150,7 @@ bool Catalog::RemoveLocked(const KeySpace& key_space, BlockId block, FrameId fra
 
 // Frees the entry, and those of parents that were removed before their last child.
 void Catalog::ForgetLocked(BlockId block) {
-  policy_->OnErase(block);
+  policy_->OnErase(block, true);
   while (block != kNoBlock && !links_.HasChildren(block) && index_.Get(block).frame == kNoFrame) {
     const BlockId parent = links_.Remove(block);
     index_.FreeEntry(block);
@@ -224,10 +224,10 @@ Reason Catalog::Publish(const KeySpace& key_space, const BlockKey& key,
     if (const auto found = index_.Find(key_space.id, *parent)) parent_block = found->block;
   }
   if (parent_block != kNoBlock && policy_->IsStale(parent_block)) {
-    for (BlockId b = parent_block; b != kNoBlock; b = links_.Parent(b)) policy_->OnAccess(b);
+    for (BlockId b = parent_block; b != kNoBlock; b = links_.Parent(b)) policy_->OnAccess(b, 0);
   }
   links_.Add(block, parent_block);
-  policy_->OnInsert(block, parent_block);
+  policy_->OnInsert(block, {.parent = parent_block}, 0);
   tier_->pool().SetBlock(frame, block);
   key_space.blocks_stored.fetch_add(1, std::memory_order_relaxed);
   key_space.blocks_resident.fetch_add(1, std::memory_order_relaxed);

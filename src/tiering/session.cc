@@ -43,7 +43,9 @@ absl::StatusOr<const KeySpace*> Session::OpenKeySpace(const kv::KeySpaceIdentity
 }
 
 absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::span<const BlockKey> keys,
-                                             LookupMode mode, uint64_t lease_id) {
+                                             const LookupOptions& options) {
+  const LookupMode mode = options.mode;
+  const uint64_t lease_id = options.lease;
   TierStack::Impl& impl = *stack_->impl_;
   const KeySpace* key_space = impl.key_spaces.Find(tenant_, key_space_id);
   if (key_space == nullptr) {

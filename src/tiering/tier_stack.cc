@@ -58,7 +58,7 @@ absl::Status TierStackOptions::Validate() const {
         "host.max_key_spaces, host.max_leases_per_session and host.store_queue_depth must be positive");
   }
   if (store_threads > 64) return absl::InvalidArgumentError("host.store_threads must be at most 64");
-  return MakeEvictionPolicy(eviction_policy, 1).status();
+  return MakeEvictionPolicy(eviction_policy, 1, 1).status();
 }
 
 absl::StatusOr<std::unique_ptr<TierStack>> TierStack::Create(const TierStackOptions& options,
@@ -73,7 +73,7 @@ absl::StatusOr<std::unique_ptr<TierStack>> TierStack::Create(const TierStackOpti
   const uint64_t index_capacity = arena / kv::kFrameAlign;
   const uint64_t buckets = index_capacity * 5;
   const uint64_t misses = std::clamp<uint64_t>(index_capacity * 2, 1 << 12, 1 << 20) * 4;
-  ASSIGN_OR_RETURN(auto policy, MakeEvictionPolicy(options.eviction_policy, index_capacity + (1 << 20)));
+  ASSIGN_OR_RETURN(auto policy, MakeEvictionPolicy(options.eviction_policy, index_capacity + (1 << 20), 0));
   return absl::WrapUnique(new TierStack(std::make_unique<Impl>(
       options, clock, metrics, std::move(policy), arena, index_capacity, options.process_bytes + buckets + misses,
       staging)));

@@ -22,6 +22,8 @@
 #include "kvstore/base/reason.h"
 #include "kvstore/block_key.h"
 #include "kvstore/key_space.h"
+#include "tiering/nvme/nvme_tier.h"
+#include "tiering/policy/retention.h"
 
 namespace terrace::tiering {
 
@@ -42,6 +44,13 @@ struct TierStackOptions {
   double max_leased_ratio = 0.8;  // of the host tier's bytes; beyond it blocks are not leased
   int64_t lease_max_age_ns = 300'000'000'000;  // second line of defence; the session's end is the first
   uint32_t store_queue_depth = 1024;  // blocks waiting to be copied in, all sessions
+  std::string memory_dir;         // tmpfs directory for the blocks' memory, which then outlives the process
+                                  // and is taken over by the next one. Empty: anonymous, gone with it
+  double class_floor[kBlockClasses] = {0.5, 0.1};  // of the blocks' memory, by BlockClass
+  double max_pin_ratio = 0.1;     // of the blocks' memory: what one tenant's hints may pin
+  NvmeOptions nvme;               // no devices: no NVMe tier
+  std::string admission_policy = "adaptive";
+  BlockDeviceFactory device_factory;  // for tests; empty: OpenBlockDevice
 
   absl::Status Validate() const;  // each message names the config key
 };
@@ -62,10 +71,18 @@ enum class LookupMode {
   kProbe,   // kAll for one who is about to store: never leases, counts neither hits nor misses
 };
 
+struct LookupOptions {
+  LookupMode mode = LookupMode::kPrefix;
+  uint64_t lease = 0;  // Session::kNewLease, kNoLease, or the lease to add to
+  bool may_wait = false;  // start loads of what lies on lower tiers and answer kPending for it
+  int64_t recompute_ns_per_token = 0;  // 0: unknown
+};
+
 struct LookupAnswer {
   uint64_t lease_id = 0;  // 0: nothing leased
-  uint32_t n_prefix = 0;  // leading run that is here
-  uint32_t n_here = 0;
+  uint32_t n_prefix = 0;  // leading run that is here or pending
+  uint32_t n_here = 0;    // here or pending
+  uint32_t n_pending = 0;
   // kPrefix: the leading run, and one more entry with the reason if it ends early. kAll: every key.
   std::vector<BlockPlace> places;
 };
@@ -78,6 +95,7 @@ struct PutRequest {
   std::optional<kv::BlockKey> parent;
   std::span<const std::byte> source;      // exactly block_bytes
   std::vector<uint64_t> checksums;        // one a segment, see kvstore/base/block_copy.h
+  RetentionHint hint;
   // Called exactly once, on a store thread or inside Put(): kNone (visible), kDuplicate, or why not.
   std::function<void(Reason)> done;
 };
@@ -99,11 +117,26 @@ class Session {
 
   // Lookup and lease in one step: what the answer says is here stays here until the lease ends.
   // lease: kNoLease only asks (places carry reasons but no place); kNewLease; or an id to add to.
+  // Pending blocks belong to the lease like the others, and come in in the order of the keys.
   // NotFound: no such key space for this tenant, or no such lease in this session.
   static constexpr uint64_t kNewLease = 0;
   static constexpr uint64_t kNoLease = ~0ull;
   absl::StatusOr<LookupAnswer> Lookup(kv::KeySpaceId key_space, std::span<const kv::BlockKey> keys,
-                                      LookupMode mode, uint64_t lease);
+                                      const LookupOptions& options);
+  absl::StatusOr<LookupAnswer> Lookup(kv::KeySpaceId key_space, std::span<const kv::BlockKey> keys,
+                                      LookupMode mode, uint64_t lease) {
+    return Lookup(key_space, keys, LookupOptions{.mode = mode, .lease = lease});
+  }
+  // Where blocks are that a lease (any session's of this tenant) holds. done: exactly once, on any
+  // thread, maybe inside the call: as soon as the first key is settled or after timeout_ns. It gets the
+  // places of the leading settled keys (here, or a reason), or one kPending when the time was up.
+  // A place stays valid as long as the lease that holds the block.
+  // NotFound: no such key space. ResourceExhausted: too many wait already.
+  absl::Status Locate(kv::KeySpaceId key_space, std::span<const kv::BlockKey> keys, int64_t timeout_ns,
+                      std::function<void(std::vector<BlockPlace>)> done);
+  // Retention hints for blocks that are here, keys in chain order. Returns how many took it.
+  absl::StatusOr<uint32_t> Hint(kv::KeySpaceId key_space, std::span<const kv::BlockKey> keys,
+                                const RetentionHint& hint);
   // NotFound: not a lease of this session (any more).
   absl::Status Release(uint64_t lease_id);
   // Restarts the lease's age.
@@ -141,12 +174,17 @@ struct BlockInfo {
   uint64_t generation = 0;
   uint32_t pins = 0;
   bool has_children = false;
-  std::string tier;  // "host"
+  std::string tier;  // "host", "nvme"
 };
 
 struct TierUsage {
   std::string tier;
   uint64_t capacity_bytes = 0, used_bytes = 0, pinned_bytes = 0, blocks = 0;
+  TierState state = TierState::kOnline;
+  std::string detail;  // why it is not online; progress of recovery
+};
+struct ClassUsage {
+  uint64_t floor_bytes = 0, used_bytes = 0, blocks = 0;
 };
 
 struct TierStackStats {
@@ -155,6 +193,11 @@ struct TierStackStats {
   uint64_t sessions = 0, leases = 0, key_spaces = 0;
   uint64_t index_bytes = 0;
   uint64_t prefaulted_bytes = 0;  // progress of the background page faults
+  ClassUsage classes[kBlockClasses];
+  std::optional<NvmeTier::Stats> nvme;
+  std::string policy;             // what decides now; see EvictionPolicy::Stats
+  double host_recovery_ratio = 1.0;  // below 1: blocks of the last process are still being taken over
+  uint64_t recovered_blocks = 0;     // taken over so far, host tier
 };
 
 struct VerifyReport {

@@ -15,8 +15,13 @@ using kv::PrefixIndex;
 TierStackStats TierStack::Stats() const {
   const auto usage = impl_->tier.pool().GetUsage();
   TierStackStats stats;
-  stats.tiers.push_back({"host", impl_->tier.capacity_bytes(), usage.used_bytes, usage.pinned_bytes,
-                         impl_->catalog.index().size()});
+  stats.tiers.push_back({.tier = "host",
+                         .capacity_bytes = impl_->tier.capacity_bytes(),
+                         .used_bytes = usage.used_bytes,
+                         .pinned_bytes = usage.pinned_bytes,
+                         .blocks = impl_->catalog.index().size(),
+                         .state = TierState::kOnline,
+                         .detail = ""});
   stats.budget_bytes = impl_->budget.limit();
   stats.budget_used_bytes = impl_->budget.used();
   {

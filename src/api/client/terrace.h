@@ -42,7 +42,7 @@
 extern "C" {
 #endif
 
-#define TERRACE_API_VERSION 1
+#define TERRACE_API_VERSION 2
 #define TERRACE_KEY_BYTES 32
 #define TERRACE_REF_BYTES 48
 #if defined(__GNUC__)
@@ -86,7 +86,11 @@ typedef enum terrace_reason {
   TERRACE_REASON_BAD_CHECKSUM = 16,   /* store: the bytes did not match the client's checksum */
   TERRACE_REASON_OVERLOAD = 17,       /* store: the queue is full; not stored */
   TERRACE_REASON_CANCELLED = 18,      /* the client closed or the operation was dropped */
-  TERRACE_REASON_COUNT = 19
+  TERRACE_REASON_RECOMPUTE = 19,      /* here, but loading it would take longer than computing it again */
+  TERRACE_REASON_DEADLINE = 20,       /* on a lower tier, which did not deliver it in time */
+  TERRACE_REASON_TIER_OFFLINE = 21,   /* on a lower tier that is out of service at the moment */
+  TERRACE_REASON_IO_ERROR = 22,       /* a lower tier reported an error when it was read; dropped there */
+  TERRACE_REASON_COUNT = 23
 } terrace_reason;
 
 TERRACE_EXPORT const char* terrace_version(void);               /* "0.1.0" */
@@ -143,7 +147,10 @@ typedef struct terrace_keyspace_desc {
   const char* extra;             /* anything else, e.g. "vllm 0.32.0" where versions differ in bytes */
   uint64_t block_bytes;          /* bytes of one block, 1 .. 1 GiB */
   uint32_t tokens_per_block;     /* for token counts in metrics; may be 0 */
+  uint32_t block_class;          /* TERRACE_CLASS_*: whose floor of the daemon's budget protects it */
 } terrace_keyspace_desc;
+
+enum { TERRACE_CLASS_KV = 0, TERRACE_CLASS_SHARD = 1 };
 
 /* Opens (or makes) a key space. Like terrace_connect it succeeds lazily: with a valid description
  * *keyspace is set even when the result is UNAVAILABLE, and is opened once the daemon is there. */
@@ -198,12 +205,22 @@ typedef struct terrace_lookup_part {
   uint32_t mode;           /* TERRACE_MODE_* */
   terrace_ref* refs;       /* out, n_keys entries; entries of blocks not here are zero. May be NULL */
   uint8_t* reasons;        /* out, n_keys terrace_reason values (0 = here). May be NULL */
-  uint32_t n_prefix;       /* out: length of the leading run that is here */
-  uint32_t n_here;         /* out: blocks that are here (PREFIX: equals n_prefix) */
+  uint32_t n_prefix;       /* out: length of the leading run that is here or pending */
+  uint32_t n_here;         /* out: blocks that are here or pending (PREFIX: equals n_prefix) */
   uint64_t lease;          /* out: 0 if nothing is here or no lease was asked for */
+  uint32_t n_pending;      /* out: of n_here, those on their way from a lower tier */
+  uint32_t recompute_ns_per_token; /* in: what computing a token again costs the caller; 0: not said.
+                              A block whose load would take longer is a miss (REASON_RECOMPUTE) */
 } terrace_lookup_part;
 
-enum { TERRACE_LOOKUP_NO_LEASE = 1 /* only ask; refs are then not filled */ };
+enum {
+  TERRACE_LOOKUP_NO_LEASE = 1, /* only ask; refs are then not filled */
+  /* Also take blocks that lie on a lower tier: their loading starts now, they are answered as
+   * REASON_PENDING with a valid ref, and count as here. terrace_load waits for them, block by block,
+   * in the order of the chain; what does not arrive fails with its reason (DEADLINE, IO_ERROR, ...).
+   * Without it such blocks are misses. */
+  TERRACE_LOOKUP_MAY_WAIT = 2
+};
 
 /* Lookup and lease in one step and one round trip, for all parts together. When the daemon is not
  * there or does not answer within timeout_us the result is UNAVAILABLE / DEADLINE_EXCEEDED, all
@@ -242,16 +259,32 @@ enum {
   TERRACE_STORE_INDEPENDENT = 1 /* no block has a parent */
 };
 
-/* Stores n blocks. Returns at once. The source pages must not change until the operation is done or
+/* What a client knows of the future of blocks: advice to the daemon, never a promise of it. Everything
+ * ends after an hour at most. A zeroed struct says nothing. */
+typedef struct terrace_retention {
+  uint32_t reuse_after_ms; /* expected next use, from now; 0: unknown */
+  uint32_t pin_ms;         /* not to be evicted for so long; counts against the tenant's share of pins */
+  uint8_t done;            /* 1: will not be used again: goes first */
+  uint8_t priority;        /* 0 ordinary .. 7: rather keep it than others */
+} terrace_retention;
+
+/* Gives hints for blocks that are here (others are ignored). keys: in chain order. Does not wait for the
+ * daemon. */
+TERRACE_EXPORT terrace_status terrace_hint(terrace_client*, terrace_keyspace*, const uint8_t* keys,
+                                           uint32_t n, const terrace_retention* retention);
+
+/* Stores n blocks. retention may be NULL. Returns at once. The source pages must not change until the operation is done or
  * terrace_op_sources_read() says so. Blocks already there are not copied (reason DUPLICATE). A block
  * is visible to others once its reason is NONE or DUPLICATE. Other reasons mean: not stored. */
 TERRACE_EXPORT terrace_status terrace_store(terrace_client*, terrace_keyspace*,
                                             const uint8_t* parent_key, const uint8_t* keys, uint32_t n,
-                                            uint32_t flags, terrace_pages* pages,
-                                            const uint64_t* block_ids, terrace_op** op);
+                                            uint32_t flags, const terrace_retention* retention,
+                                            terrace_pages* pages, const uint64_t* block_ids,
+                                            terrace_op** op);
 TERRACE_EXPORT terrace_status terrace_store_pieces(terrace_client*, terrace_keyspace*,
                                                    const uint8_t* parent_key, const uint8_t* keys,
                                                    uint32_t n, uint32_t flags,
+                                                   const terrace_retention* retention,
                                                    const terrace_piece* pieces,
                                                    const uint32_t* piece_counts, terrace_op** op);
 

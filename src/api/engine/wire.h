@@ -15,8 +15,8 @@
 namespace terrace::wire {
 
 inline constexpr uint32_t kMagic = 0x43525254;  // "TRRC"
-inline constexpr uint16_t kVersionMin = 1;      // oldest protocol this build speaks
-inline constexpr uint16_t kVersion = 1;
+inline constexpr uint16_t kVersionMin = 2;      // oldest protocol this build speaks
+inline constexpr uint16_t kVersion = 2;
 inline constexpr size_t kKeyBytes = 32;
 inline constexpr uint32_t kMaxKeysPerMessage = 4096;  // 128 KiB: fits Linux's default socket buffer
 inline constexpr uint32_t kMaxIdentityBytes = 16384;
@@ -34,6 +34,8 @@ enum class Type : uint16_t {
   kPut = 7,           // Put + checksums -> PutDone
   kReport = 8,        // Report (client saw a bad block; the daemon checks for itself) -> Status
   kPing = 9,          // empty -> Status
+  kLocate = 10,       // Locate + keys -> LookupDone + refs, once the first of them is settled (see there)
+  kHint = 11,         // Hint + keys -> Status: retention hints for blocks that are here
   kSegmentGone = 64,  // daemon -> client, unasked: SegmentGone. Unmap the segment, its memory was given up
 };
 
@@ -86,8 +88,10 @@ struct OpenKeySpace {
   uint64_t block_bytes;
   uint32_t tokens_per_block;
   uint32_t identity_bytes;  // <= kMaxIdentityBytes
+  uint32_t block_class;     // 0 KV, 1 training shard: whose floor of the budget protects it
+  uint32_t reserved;
 };
-static_assert(sizeof(OpenKeySpace) == 16);
+static_assert(sizeof(OpenKeySpace) == 24);
 
 struct KeySpaceOpened {
   uint32_t key_space_id;  // valid on every connection of the tenant, for this daemon's epoch
@@ -99,16 +103,19 @@ static_assert(sizeof(KeySpaceOpened) == 40);
 inline constexpr uint32_t kLookupAll = 1;      // answer for every key, do not stop at the first miss
 inline constexpr uint32_t kLookupNoLease = 2;  // only ask
 inline constexpr uint32_t kLookupProbe = 4;    // about to store: not counted as hits or misses; no lease
+inline constexpr uint32_t kLookupMayWait = 8;  // start loads from lower tiers and answer kPending for them;
+                                               // without it such blocks are misses
 struct Lookup {
   uint32_t key_space_id;
   uint32_t n_keys;  // 1 .. kMaxKeysPerMessage; n_keys * 32 bytes follow
   uint32_t flags;
-  uint32_t reserved;
+  uint32_t recompute_ns_per_token;  // what computing it again costs the asker; 0: it does not say
   uint64_t lease_id;  // 0: a new lease; else add to this one (chains longer than one message)
 };
 static_assert(sizeof(Lookup) == 24);
 
-// Where a block lies. reason != 0: not here, the other fields are 0.
+// Where a block lies. reason != 0: not here, the other fields are 0, but for kPending: payload_bytes is
+// set, the block is on its way from a lower tier under this lease, and Locate tells when it is here.
 struct Ref {
   uint32_t segment_id;
   uint32_t header_offset;   // in the segment's header mapping, in units of 64 bytes
@@ -121,12 +128,43 @@ static_assert(sizeof(Ref) == 32);
 
 struct LookupDone {
   uint64_t lease_id;  // 0: no lease
-  uint32_t n_prefix;  // leading run that is here
-  uint32_t n_here;
+  uint32_t n_prefix;  // leading run that is here or pending
+  uint32_t n_here;    // here or pending
   uint32_t n_refs;  // prefix mode: n_prefix, or n_prefix + 1 with the first miss's reason; all: n_keys
-  uint32_t reserved;
+  uint32_t n_pending;
 };
 static_assert(sizeof(LookupDone) == 24);
+
+// Where blocks are that some lease of the tenant holds pending: answered as soon as the first key's block
+// is here or has failed, or after timeout_us, out of order with other requests. The answer is a LookupDone
+// (lease_id 0) with refs of the leading keys that are settled, at least one of them unless the time is up;
+// kPending then. No lease comes of it: the one that made the blocks pending keeps them.
+struct Locate {
+  uint32_t key_space_id;
+  uint32_t n_keys;  // 1 .. kMaxKeysPerMessage; n_keys * 32 bytes follow
+  uint32_t timeout_us;  // at most kMaxLocateUs
+  uint32_t reserved;
+};
+static_assert(sizeof(Locate) == 16);
+inline constexpr uint32_t kMaxLocateUs = 60'000'000;
+
+// What a client knows of blocks' future. All zero: nothing. Durations end at an hour.
+struct Retention {
+  uint32_t reuse_after_ms;  // expected next use, from now; 0: unknown
+  uint32_t pin_ms;          // not to be evicted for so long; counts against the tenant's share of pins
+  uint8_t done;             // 1: will not be used again
+  uint8_t priority;         // 0 .. 7
+  uint16_t reserved;
+};
+static_assert(sizeof(Retention) == 12);
+
+struct Hint {
+  uint32_t key_space_id;
+  uint32_t n_keys;  // 1 .. kMaxKeysPerMessage; n_keys * 32 bytes follow, in chain order
+  Retention retention;
+  uint32_t reserved;
+};
+static_assert(sizeof(Hint) == 24);
 
 struct Release {
   uint64_t lease_id;
@@ -164,7 +202,8 @@ struct Put {
   uint8_t key[32];
   uint8_t parent[32];
   uint32_t n_checksums;  // = ceil(payload_bytes / kSegmentBytes); that many u64 follow, see block_header.h
-  uint32_t reserved[7];  // 0: room for retention hints
+  Retention retention;
+  uint32_t reserved[4];
 };
 static_assert(sizeof(Put) == 120);
 

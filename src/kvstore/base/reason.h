@@ -30,15 +30,20 @@ enum class Reason : uint8_t {
   kBadChecksum,
   kOverload,
   kCancelled,
+  kRecompute,
+  kDeadline,
+  kTierOffline,
+  kIoError,
 };
-inline constexpr int kReasonCount = 19;
+inline constexpr int kReasonCount = 23;
 
 // Names as they stand in metric labels, JSON and terrace_reason_name().
 inline constexpr std::array<std::string_view, kReasonCount> kReasonNames = {
     "none",          "cold",           "evicted",         "corrupt",      "flushed",
     "key_space_empty", "model_differs", "layout_differs", "hash_differs", "after_miss",
     "pending",       "lease_limit",    "stale",           "unavailable",  "duplicate",
-    "budget",        "bad_checksum",   "overload",        "cancelled"};
+    "budget",        "bad_checksum",   "overload",        "cancelled",    "recompute",
+    "deadline",      "tier_offline",   "io_error"};
 
 constexpr std::string_view ReasonName(Reason reason) {
   const auto i = static_cast<size_t>(reason);

@@ -5,9 +5,14 @@
 
 namespace terrace::tiering {
 
-absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeEvictionPolicy(absl::string_view name,
-                                                                   uint64_t capacity) {
-  if (name == "lru") return std::make_unique<LruPolicy>(capacity);
+const std::vector<std::string>& EvictionPolicyNames() {
+  static const std::vector<std::string> names = {"lru"};
+  return names;
+}
+
+absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeEvictionPolicy(absl::string_view name, uint64_t max_blocks,
+                                                                   uint64_t /*expected_blocks*/) {
+  if (name == "lru") return std::make_unique<LruPolicy>(max_blocks);
   return absl::InvalidArgumentError(
       absl::StrCat("host.eviction_policy is \"", name, "\"; there is: lru"));
 }
@@ -25,33 +30,40 @@ void LruPolicy::LinkBehind(uint32_t node, uint32_t hotter) {
 void LruPolicy::Unlink(uint32_t node) {
   nodes_[nodes_[node].hotter].colder = nodes_[node].colder;
   nodes_[nodes_[node].colder].hotter = nodes_[node].hotter;
-  nodes_[node] = {0, 0, 0};
+  nodes_[node] = {0, 0, 0, 0};
 }
 
-void LruPolicy::OnInsert(BlockId block, BlockId parent) {
+void LruPolicy::OnInsert(BlockId block, const Insert& insert, int64_t /*now_ns*/) {
+  const BlockId parent = insert.parent;
   const uint32_t node = block + 1;
   if (In(node)) Unlink(node);
   const bool has_parent = parent != kNoBlock && In(parent + 1);
   LinkBehind(node, has_parent ? parent + 1 : 0);
-  nodes_[node].tick = has_parent ? nodes_[parent + 1].tick : ++tick_;
+  nodes_[node].tick = has_parent ? nodes_[parent + 1].tick : ++tick_ & kTickMask;
   if (has_parent) ++tick_;
 }
 
-void LruPolicy::OnAccess(BlockId block) {
+void LruPolicy::OnAccess(BlockId block, int64_t /*now_ns*/) {
   const uint32_t node = block + 1;
   if (node >= nodes_.size() || !In(node)) return;
+  const uint32_t uses = nodes_[node].uses;
   Unlink(node);
   LinkBehind(node, 0);
-  nodes_[node].tick = ++tick_;
+  nodes_[node].tick = ++tick_ & kTickMask;
+  nodes_[node].uses = (uses < 3 ? uses + 1 : 3) & 3;
 }
 
-void LruPolicy::OnErase(BlockId block) {
+uint32_t LruPolicy::Uses(BlockId block) const {
+  return block + 1 < nodes_.size() && In(block + 1) ? nodes_[block + 1].uses : 0;
+}
+
+void LruPolicy::OnErase(BlockId block, bool /*evicted*/) {
   if (In(block + 1)) Unlink(block + 1);
 }
 
-bool LruPolicy::IsStale(BlockId block) const { return tick_ - nodes_[block + 1].tick > kStaleTicks; }
+bool LruPolicy::IsStale(BlockId block) const { return ((tick_ - nodes_[block + 1].tick) & kTickMask) > kStaleTicks; }
 
-BlockId LruPolicy::Victim(absl::FunctionRef<bool(BlockId)> allowed) {
+BlockId LruPolicy::Victim(absl::FunctionRef<bool(BlockId)> allowed, int64_t /*now_ns*/) {
   uint32_t node = nodes_[0].hotter;
   for (int looks = 0; node != 0 && looks < kMaxLook; ++looks) {
     if (allowed(node - 1)) return node - 1;

@@ -1,0 +1,51 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+//
+// AdmissionPolicy: which of the blocks that leave host memory are worth a write to NVMe. The same code
+// in the daemon and in the replayer: no bytes, no clock of its own.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "tiering/policy/retention.h"
+
+namespace terrace::tiering {
+
+// Threads: one at a time (its owner's lock).
+class AdmissionPolicy {
+ public:
+  struct Candidate {
+    uint64_t fingerprint = 0;
+    uint64_t bytes = 0;
+    uint32_t uses = 0;          // accesses while it was in host memory (EvictionPolicy::Uses)
+    RetentionHint hint;
+  };
+  enum class Decision { kAdmit, kRejectOnce /* not worth it yet */, kRejectBudget /* endurance */ };
+
+  virtual ~AdmissionPolicy() = default;
+  // A block is about to leave host memory and is not on NVMe.
+  virtual Decision Decide(const Candidate& candidate, int64_t now_ns) = 0;
+  // A block was stored anew, so some engine has just computed it: if it was rejected, that was a mistake.
+  virtual void OnStore(uint64_t fingerprint, int64_t now_ns) = 0;
+  // A block was found on NVMe and loaded.
+  virtual void OnHit(uint64_t fingerprint, int64_t now_ns) = 0;
+
+  struct Stats {
+    uint64_t ghost_hits = 0;   // rejected, then wanted
+    double open_ratio = 1.0;   // share of once-used candidates that is admitted now
+  };
+  virtual Stats GetStats() const = 0;
+};
+
+struct AdmissionOptions {
+  uint64_t capacity_bytes = 0;       // of the NVMe tier
+  uint64_t write_bytes_per_day = 0;  // endurance; 0: no limit
+  uint64_t expected_blocks = 0;      // of the NVMe tier
+};
+// name: "adaptive" (default), "all", "second_use". InvalidArgument names the choices.
+absl::StatusOr<std::unique_ptr<AdmissionPolicy>> MakeAdmissionPolicy(absl::string_view name,
+                                                                     const AdmissionOptions& options);
+
+}  // namespace terrace::tiering
