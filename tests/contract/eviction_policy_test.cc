@@ -22,7 +22,7 @@ constexpr uint64_t kCapacity = 4096;
 class EvictionPolicyContract : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    auto policy = MakeEvictionPolicy(GetParam(), kCapacity);
+    auto policy = MakeEvictionPolicy(GetParam(), kCapacity, kCapacity);
     ASSERT_TRUE(policy.ok()) << policy.status();
     policy_ = *std::move(policy);
   }
@@ -30,7 +30,7 @@ class EvictionPolicyContract : public ::testing::TestWithParam<std::string> {
   std::vector<BlockId> EvictAll(std::map<BlockId, BlockId> parent_of, const std::set<BlockId>& pinned = {}) {
     std::vector<BlockId> order;
     while (true) {
-      const BlockId victim = policy_->Victim([&](BlockId block) {
+      const BlockId victim = Victim([&](BlockId block) {
         EXPECT_TRUE(parent_of.contains(block)) << "asks about a block it was not told of: " << block;
         return !pinned.contains(block) && std::none_of(parent_of.begin(), parent_of.end(), [&](const auto& link) {
           return link.second == block;
@@ -38,52 +38,62 @@ class EvictionPolicyContract : public ::testing::TestWithParam<std::string> {
       });
       if (victim == kNoBlock) return order;
       order.push_back(victim);
-      policy_->OnErase(victim);
+      Erase(victim);
       parent_of.erase(victim);
     }
   }
   // The first block the policy would give up if everything were allowed.
   BlockId FirstChoice() {
-    return policy_->Victim([](BlockId) { return true; });
+    return Victim([](BlockId) { return true; });
   }
+  // A millisecond passes with each call.
+  void Insert(BlockId block, BlockId parent, const RetentionHint& hint = {}) {
+    now_ns_ += 1'000'000;
+    policy_->OnInsert(block, {.parent = parent, .fingerprint = FingerprintOf(block), .hint = hint}, now_ns_);
+  }
+  void Access(BlockId block) { policy_->OnAccess(block, now_ns_ += 1'000'000); }
+  void Erase(BlockId block, bool evicted = true) { policy_->OnErase(block, evicted); }
+  BlockId Victim(absl::FunctionRef<bool(BlockId)> allowed) { return policy_->Victim(allowed, now_ns_); }
+  static uint64_t FingerprintOf(BlockId block) { return (block + 1) * 0x9E3779B97F4A7C15ull; }
 
   std::unique_ptr<EvictionPolicy> policy_;
+  int64_t now_ns_ = 0;
 };
 
 TEST_P(EvictionPolicyContract, EmptyHasNoVictim) {
   EXPECT_EQ(FirstChoice(), kNoBlock);
-  policy_->OnInsert(5, kNoBlock);
-  policy_->OnErase(5);
+  Insert(5, kNoBlock);
+  Erase(5);
   EXPECT_EQ(FirstChoice(), kNoBlock);
 }
 
 TEST_P(EvictionPolicyContract, FirstAndLastNumbersAreBlocksLikeOthers) {
   for (const BlockId block : {BlockId{0}, BlockId{kCapacity - 1}}) {
-    policy_->OnInsert(block, kNoBlock);
+    Insert(block, kNoBlock);
     EXPECT_EQ(FirstChoice(), block);
-    policy_->OnErase(block);
+    Erase(block);
     EXPECT_EQ(FirstChoice(), kNoBlock);
   }
 }
 
 TEST_P(EvictionPolicyContract, UnknownBlocksAreIgnored) {
-  policy_->OnAccess(7);
-  policy_->OnAccess(kNoBlock);
-  policy_->OnAccess(static_cast<BlockId>(kCapacity + 100));
-  policy_->OnErase(7);
+  Access(7);
+  Access(kNoBlock);
+  Access(static_cast<BlockId>(kCapacity + 100));
+  Erase(7);
   EXPECT_EQ(FirstChoice(), kNoBlock);
-  policy_->OnInsert(1, 9);  // a parent it does not know
+  Insert(1, 9);  // a parent it does not know
   EXPECT_EQ(FirstChoice(), 1u);
-  policy_->OnErase(1);
-  policy_->OnAccess(1);  // a late touch record
+  Erase(1);
+  Access(1);  // a late touch record
   EXPECT_EQ(FirstChoice(), kNoBlock);
 }
 
 TEST_P(EvictionPolicyContract, AVictimStaysUntilItIsErased) {
-  policy_->OnInsert(1, kNoBlock);
+  Insert(1, kNoBlock);
   const BlockId victim = FirstChoice();
   EXPECT_EQ(FirstChoice(), victim);
-  EXPECT_EQ(policy_->Victim([](BlockId) { return false; }), kNoBlock);
+  EXPECT_EQ(Victim([](BlockId) { return false; }), kNoBlock);
   EXPECT_EQ(FirstChoice(), victim);
 }
 
@@ -91,7 +101,7 @@ TEST_P(EvictionPolicyContract, AChainGoesTailFirst) {
   std::map<BlockId, BlockId> links;
   for (BlockId b = 0; b < 100; ++b) {
     links[b] = b == 0 ? kNoBlock : b - 1;
-    policy_->OnInsert(b, links[b]);
+    Insert(b, links[b]);
   }
   EXPECT_EQ(FirstChoice(), 99u) << "without asking for children, too";
   std::vector<BlockId> expected;
@@ -103,13 +113,13 @@ TEST_P(EvictionPolicyContract, AChainUsedAgainStillGoesTailFirst) {
   std::map<BlockId, BlockId> links;
   for (BlockId b = 0; b < 50; ++b) {
     links[b] = b == 0 ? kNoBlock : b - 1;
-    policy_->OnInsert(b, links[b]);
+    Insert(b, links[b]);
   }
   for (BlockId b = 50; b < 60; ++b) {  // others in between
     links[b] = kNoBlock;
-    policy_->OnInsert(b, kNoBlock);
+    Insert(b, kNoBlock);
   }
-  for (BlockId b = 50; b-- > 0;) policy_->OnAccess(b);  // tail first, as the caller reports it
+  for (BlockId b = 50; b-- > 0;) Access(b);  // tail first, as the caller reports it
   const auto order = EvictAll(links);
   ASSERT_EQ(order.size(), 60u);
   for (size_t i = 0; i < 10; ++i) EXPECT_GE(order[i], 50u) << "what was not used goes first";
@@ -121,7 +131,7 @@ TEST_P(EvictionPolicyContract, AChainStoredInPiecesGoesTailFirst) {
   std::map<BlockId, BlockId> links;
   const auto insert = [&](BlockId block, BlockId parent) {
     links[block] = parent;
-    policy_->OnInsert(block, parent);
+    Insert(block, parent);
   };
   for (BlockId b = 0; b < 10; ++b) insert(b, b == 0 ? kNoBlock : b - 1);
   for (BlockId b = 100; b < 120; ++b) insert(b, b == 100 ? kNoBlock : b - 1);
@@ -136,13 +146,13 @@ TEST_P(EvictionPolicyContract, ASharedPrefixOutlivesItsForks) {
   std::map<BlockId, BlockId> links;
   for (BlockId b = 0; b < 10; ++b) {  // the shared prefix
     links[b] = b == 0 ? kNoBlock : b - 1;
-    policy_->OnInsert(b, links[b]);
+    Insert(b, links[b]);
   }
   for (BlockId fork = 1; fork <= 5; ++fork) {
     for (BlockId i = 0; i < 10; ++i) {
       const BlockId b = fork * 100 + i;
       links[b] = i == 0 ? 9 : b - 1;
-      policy_->OnInsert(b, links[b]);
+      Insert(b, links[b]);
     }
   }
   const auto order = EvictAll(links);
@@ -157,7 +167,7 @@ TEST_P(EvictionPolicyContract, PinnedLeavesAreStepsOverNotEnds) {
     for (BlockId i = 0; i < 5; ++i) {
       const BlockId b = chain * 5 + i;
       links[b] = i == 0 ? kNoBlock : b - 1;
-      policy_->OnInsert(b, links[b]);
+      Insert(b, links[b]);
     }
     if (chain % 2 == 0) pinned.insert(chain * 5 + 4);
   }
@@ -170,29 +180,29 @@ TEST_P(EvictionPolicyContract, AScanDoesNotStarveRecentBlocks) {
   std::map<BlockId, BlockId> links;
   for (BlockId b = 0; b < 100; ++b) {
     links[b] = kNoBlock;
-    policy_->OnInsert(b, kNoBlock);
+    Insert(b, kNoBlock);
   }
   // The first ten are used again and again while others pass through.
   for (BlockId b = 100; b < 1000; ++b) {
-    for (BlockId hot = 0; hot < 10; ++hot) policy_->OnAccess(hot);
-    const BlockId victim = policy_->Victim([&](BlockId v) { return links.contains(v); });
+    for (BlockId hot = 0; hot < 10; ++hot) Access(hot);
+    const BlockId victim = Victim([&](BlockId v) { return links.contains(v); });
     ASSERT_GE(victim, 10u) << "a block in constant use was given up";
-    policy_->OnErase(victim);
+    Erase(victim);
     links.erase(victim);
     links[b] = kNoBlock;
-    policy_->OnInsert(b, kNoBlock);
+    Insert(b, kNoBlock);
   }
 }
 
 TEST_P(EvictionPolicyContract, StaleMeansLongUnused) {
-  policy_->OnInsert(0, kNoBlock);
+  Insert(0, kNoBlock);
   EXPECT_FALSE(policy_->IsStale(0));
-  for (BlockId b = 1; b < kCapacity; ++b) policy_->OnInsert(b, kNoBlock);
+  for (BlockId b = 1; b < kCapacity; ++b) Insert(b, kNoBlock);
   for (int round = 0; round < 2; ++round) {
-    for (BlockId b = 1; b < kCapacity; ++b) policy_->OnAccess(b);
+    for (BlockId b = 1; b < kCapacity; ++b) Access(b);
   }
   EXPECT_TRUE(policy_->IsStale(0));
-  policy_->OnAccess(0);
+  Access(0);
   EXPECT_FALSE(policy_->IsStale(0));
 }
 
@@ -215,15 +225,15 @@ TEST_P(EvictionPolicyContract, RandomOperationsLoseNothing) {
         }
         links[block] = parent;
         if (parent != kNoBlock) ++children[parent];
-        policy_->OnInsert(block, parent);
+        Insert(block, parent);
       } else if (what < 7) {
-        policy_->OnAccess(block);
+        Access(block);
       } else if (what < 9 && links.contains(block) && children[block] == 0) {
         if (links[block] != kNoBlock) --children[links[block]];
         links.erase(block);
-        policy_->OnErase(block);
+        Erase(block);
       } else if (what == 9) {
-        const BlockId victim = policy_->Victim([&](BlockId b) {
+        const BlockId victim = Victim([&](BlockId b) {
           EXPECT_TRUE(links.contains(b));
           return children[b] == 0;
         });
@@ -238,7 +248,7 @@ TEST_P(EvictionPolicyContract, RandomOperationsLoseNothing) {
 }
 
 TEST(EvictionPolicyNamesTest, AnUnknownNameIsRefusedWithTheChoices) {
-  const auto policy = MakeEvictionPolicy("lfu2", 10);
+  const auto policy = MakeEvictionPolicy("lfu2", 10, 10);
   EXPECT_TRUE(absl::IsInvalidArgument(policy.status()));
   EXPECT_NE(policy.status().message().find("lru"), absl::string_view::npos);
 }
