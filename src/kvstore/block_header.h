@@ -33,7 +33,7 @@ struct BlockHeader {
   uint8_t key_space_digest[32];
   uint8_t key[32];
   uint64_t header_checksum;  // Checksum64 over all other fields (in this order) and the checksums
-  uint64_t reserved1[3];
+  uint8_t parent_tag[24];  // first bytes of the parent's key, zeros: none. A hint for the order of eviction
   // n_checksums * u64 follow: one XXH3-64 a segment, seeded by IdentitySeed and segment number.
 
   const uint64_t* checksums() const { return reinterpret_cast<const uint64_t*>(this + 1); }

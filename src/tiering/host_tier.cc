@@ -210,7 +210,8 @@ std::byte* HostTier::Payload(FrameId frame) const {
 }
 
 uint64_t HostTier::WriteHeader(FrameId frame, const kv::KeySpace& key_space, const kv::BlockKey& key,
-                               std::span<const uint64_t> checksums) {
+                               std::span<const uint64_t> checksums,
+                               const std::optional<kv::BlockKey>& parent) {
   BlockHeader* header = Header(pool_.PlaceOf(frame));
   // Not checked to be 0 but made so: it is shared memory, where a bit may have flipped.
   kv::StoreGeneration(header, 0);
@@ -223,6 +224,7 @@ uint64_t HostTier::WriteHeader(FrameId frame, const kv::KeySpace& key_space, con
   fields.n_checksums = static_cast<uint32_t>(checksums.size());
   std::memcpy(fields.key_space_digest, key_space.digest.data(), 32);
   std::memcpy(fields.key, key.bytes.data(), 32);
+  if (parent.has_value()) std::memcpy(fields.parent_tag, parent->bytes.data(), sizeof(fields.parent_tag));
   fields.header_checksum = kv::ComputeHeaderChecksum(fields, generation, checksums.data());
   std::memcpy(header, &fields, sizeof(fields));
   std::memcpy(header->checksums(), checksums.data(), checksums.size_bytes());
@@ -283,6 +285,10 @@ bool HostTier::CopyFrame(FrameId source, FrameId target, const kv::KeySpace& key
   pool_.MakeReady(target, generation);
   return true;
 }
+
+bool HostTier::AdoptStep(absl::FunctionRef<bool(const AdoptedBlock&)>) { return false; }
+
+double HostTier::adoption_ratio() const { return 1.0; }
 
 std::optional<HostTier::Fds> HostTier::FindSegment(uint32_t segment_id,
                                                     kv::TenantId tenant) const {

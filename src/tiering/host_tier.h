@@ -15,8 +15,10 @@
 #include <optional>
 #include <span>
 #include <thread>
+#include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "kvstore/base/memory_budget.h"
 #include "kvstore/base/mutex.h"
 #include "kvstore/block_header.h"
@@ -26,6 +28,8 @@
 #include "tiering/shared_segment.h"
 
 namespace terrace::tiering {
+
+class HostMemoryDir;
 
 // Owner: TierStack. Threads: any, and one of its own that takes the page faults of segments to come.
 // Limits: the budget; segment_bytes a segment. Failure: no memory is "no frame", never an abort.
@@ -37,6 +41,21 @@ class HostTier {
     bool prefault = true, huge_pages = true;
     uint32_t max_slabs = 1 << 20;
     uint64_t overhead_bytes_per_frame = 64;
+    // Where the memory outlives the process, with what its blocks belong to; null: anonymous memory, gone
+    // with the process. Both must outlive the tier. Key spaces are recorded in the directory from then on.
+    HostMemoryDir* memory_dir = nullptr;
+    kv::KeySpaceTable* key_spaces = nullptr;
+    std::vector<std::string> tenants;  // names by TenantId; used with memory_dir only
+  };
+  // A block that the last process left, checked but for its payload (every reader does that).
+  struct AdoptedBlock {
+    kv::FrameId frame;  // ready
+    const kv::KeySpace* key_space;
+    std::array<uint8_t, 32> key_space_digest;
+    kv::BlockKey key;
+    std::array<uint8_t, 24> parent_tag;  // first bytes of the parent's key; zeros: none. A hint only
+    uint64_t generation;
+    uint64_t payload_bytes;
   };
   HostTier(const Options& options, MemoryBudget* budget,
            std::function<void(kv::TenantId, uint32_t)> segment_gone);
@@ -56,9 +75,10 @@ class HostTier {
 
   // REQUIRES: the frame is filling, pinned or otherwise held.
   std::byte* Payload(kv::FrameId frame) const;
-  // Completes a fill whose payload is in place; returns the generation.
+  // Completes a fill whose payload is in place; returns the generation. parent: remembered as a hint.
   uint64_t WriteHeader(kv::FrameId frame, const kv::KeySpace& key_space, const kv::BlockKey& key,
-                       std::span<const uint64_t> checksums);
+                       std::span<const uint64_t> checksums,
+                       const std::optional<kv::BlockKey>& parent = std::nullopt);
   // Reads the block and checks everything. REQUIRES: pinned. target empty: check in place only.
   bool Check(kv::FrameId frame, const kv::KeySpace& key_space, const kv::BlockKey& key,
              std::span<std::byte> target) const;
@@ -71,6 +91,13 @@ class HostTier {
   // Copies a ready frame to a filling one: same block, new generation. False if it fails its check.
   bool CopyFrame(kv::FrameId source, kv::FrameId target, const kv::KeySpace& key_space,
                  const kv::BlockKey& key);
+
+  // Takes over one segment that the last process left: publish gets each of its good blocks, holding no
+  // lock; false: not wanted, its frame is freed. Beside serving, one thread at a time. False: nothing is
+  // left. A crash in between loses nothing: what was not taken over yet is found again.
+  bool AdoptStep(absl::FunctionRef<bool(const AdoptedBlock&)> publish);
+  // Bytes of what was found at the start and is taken over by now; 1: done.
+  double adoption_ratio() const;
 
   struct Fds {
     int payload, headers;
