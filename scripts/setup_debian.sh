@@ -18,7 +18,7 @@ PACKAGES=(
   libc6-dev libstdc++-12-dev libclang-rt-14-dev
   libabsl-dev libgrpc++-dev libprotobuf-dev libssl-dev libxxhash-dev
   libspdlog-dev libfmt-dev libyaml-cpp-dev libcli11-dev libcpp-httplib-dev
-  prometheus-cpp-dev libmimalloc-dev libgtest-dev libgmock-dev
+  prometheus-cpp-dev libmimalloc-dev liburing-dev libgtest-dev libgmock-dev
 )
 for argument in "$@"; do
   case "$argument" in

@@ -38,6 +38,9 @@ struct IoResult {
 
 // Owner: the store of this device. Threads: one at a time (the owner's), but for Wake.
 // Limits: depth requests in flight. Failure: errno in the result; a request may never complete.
+// The destructor waits until nothing in flight can touch a buffer any more: as long as the disk takes. Who
+// cannot wait for a hung disk polls until its requests are back, and past its deadline leaves the device
+// and its buffers where they are.
 class BlockDevice {
  public:
   virtual ~BlockDevice() = default;
