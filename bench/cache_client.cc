@@ -117,7 +117,7 @@ absl::Status CacheClient::Store(terrace_keyspace* key_space, std::span<const uin
                                 const BlockPages& pages) const {
   terrace_op* op = nullptr;
   RETURN_IF_ERROR(FromTerrace(terrace_store(client_, key_space, nullptr, keys.data(), Count(keys),
-                                            TERRACE_STORE_CHAIN, pages.handle(), pages.ids(), &op),
+                                            TERRACE_STORE_CHAIN, nullptr, pages.handle(), pages.ids(), &op),
                               "store"));
   return Finish(op, "store");
 }

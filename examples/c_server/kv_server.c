@@ -103,7 +103,8 @@ static uint32_t load(terrace_client* client, terrace_keyspace* space, terrace_pa
 static uint32_t store(terrace_client* client, terrace_keyspace* space, terrace_pages* pages,
                       const uint8_t* parent, const uint8_t* keys, const uint64_t* ids, uint32_t n) {
   terrace_op* op = NULL;
-  check(terrace_store(client, space, parent, keys, n, TERRACE_STORE_CHAIN, pages, ids, &op),
+  check(terrace_store(client, space, parent, keys, n, TERRACE_STORE_CHAIN, NULL, pages, ids,
+                      &op),
         "store");
   const terrace_status status = terrace_op_wait(op, 60u * 1000 * 1000);
   if (status != TERRACE_OK && status != TERRACE_DATA_LOSS) check(status, "wait for store");

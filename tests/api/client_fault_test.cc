@@ -169,7 +169,8 @@ TEST_F(ClientTest, KeySpacesPagesAndOperationsRefuseBadArguments) {
   const uint64_t ids[] = {0, 10};
   terrace_op* op = nullptr;
   const auto store = [&](uint32_t n, uint32_t flags, const uint64_t* block_ids) {
-    return terrace_store(client, keyspace, nullptr, keys.data(), n, flags, pages, block_ids, &op);
+    return terrace_store(client, keyspace, nullptr, keys.data(), n, flags, nullptr, pages, block_ids,
+                         &op);
   };
   EXPECT_EQ(store(0, 0, ids), TERRACE_INVALID_ARGUMENT);
   EXPECT_EQ(store(1, 4, ids), TERRACE_INVALID_ARGUMENT);
@@ -177,13 +178,14 @@ TEST_F(ClientTest, KeySpacesPagesAndOperationsRefuseBadArguments) {
   EXPECT_EQ(store(2, 0, ids), TERRACE_INVALID_ARGUMENT);
   EXPECT_TRUE(TextHas("block_ids[1] is 10, but only 10 blocks"));
   terrace_keyspace* wider = Open(client, 101);
-  EXPECT_EQ(terrace_store(client, wider, nullptr, keys.data(), 1, 0, pages, ids, &op),
+  EXPECT_EQ(terrace_store(client, wider, nullptr, keys.data(), 1, 0, nullptr, pages, ids, &op),
             TERRACE_INVALID_ARGUMENT);
   EXPECT_TRUE(TextHas("the planes hold 100 bytes per block"));
   const uint32_t two = 2;
   for (const uint64_t second : {uint64_t{40}, uint64_t{61}, ~uint64_t{0} - 8}) {
     const terrace_piece pieces[] = {{memory.data(), 40}, {memory.data(), second}};
-    EXPECT_EQ(terrace_store_pieces(client, keyspace, nullptr, keys.data(), 1, 0, pieces, &two, &op),
+    EXPECT_EQ(terrace_store_pieces(client, keyspace, nullptr, keys.data(), 1, 0, nullptr, pieces, &two,
+                                   &op),
               TERRACE_INVALID_ARGUMENT);
   }
   terrace_ref ref{};
@@ -230,7 +232,8 @@ TEST_F(ClientTest, WithoutADaemonEverythingIsUnavailableAtOnceAndStartsByItselfL
   const terrace_piece piece{memory.data(), kBlockBytes};
   const uint32_t one = 1;
   terrace_op* op = nullptr;
-  EXPECT_EQ(terrace_store_pieces(client, keyspace, nullptr, keys.data(), 1, 0, &piece, &one, &op),
+  EXPECT_EQ(terrace_store_pieces(client, keyspace, nullptr, keys.data(), 1, 0, nullptr, &piece, &one,
+                                 &op),
             TERRACE_UNAVAILABLE);
   EXPECT_EQ(op, nullptr);
   EXPECT_EQ(terrace_release(client, 5), TERRACE_UNAVAILABLE);
@@ -290,8 +293,8 @@ TEST_F(ClientTest, StoresAreEndedOneWayOrAnotherWhileTheDaemonComesAndGoes) {
     const std::vector<terrace_piece> pieces(200, {memory.data(), kBlockBytes});
     const std::vector<uint32_t> counts(200, 1);
     terrace_op* op = nullptr;
-    ASSERT_EQ(terrace_store_pieces(client, keyspace, nullptr, keys.data(), 200, 0, pieces.data(),
-                                   counts.data(), &op),
+    ASSERT_EQ(terrace_store_pieces(client, keyspace, nullptr, keys.data(), 200, 0, nullptr,
+                                   pieces.data(), counts.data(), &op),
               TERRACE_OK)
         << terrace_error_text();
     StartDaemon(10 + round);  // in the middle of it
@@ -369,7 +372,8 @@ TEST_F(ClientTest, BlocksLargerThanStagingAreRefusedWithTheLimitsName) {
   const terrace_piece piece{&byte, 300ull << 20};  // never read
   const uint32_t one = 1;
   terrace_op* op = nullptr;
-  EXPECT_EQ(terrace_store_pieces(client, keyspace, nullptr, keys.data(), 1, 0, &piece, &one, &op),
+  EXPECT_EQ(terrace_store_pieces(client, keyspace, nullptr, keys.data(), 1, 0, nullptr, &piece, &one,
+                                 &op),
             TERRACE_RESOURCE_EXHAUSTED);
   EXPECT_TRUE(TextHas("engine.staging_bytes"));
   terrace_keyspace_free(keyspace);
@@ -387,7 +391,8 @@ TEST_F(ClientTest, ClosingEndsWhatRunsAndHandlesMayBeFreedAfterwards) {
   std::vector<terrace_op*> ops;
   for (int i = 0; i < 4; ++i) {
     terrace_op* op = nullptr;
-    ASSERT_EQ(terrace_store(client, keyspace, nullptr, keys.data(), 64, 0, pages, ids.data(), &op),
+    ASSERT_EQ(terrace_store(client, keyspace, nullptr, keys.data(), 64, 0, nullptr, pages, ids.data(),
+                            &op),
               TERRACE_OK);
     ops.push_back(op);
   }
@@ -414,7 +419,8 @@ TEST_F(ClientTest, FreedPagesAndAbandonedOperationsAreNotTouchedAnyMore) {
     auto memory = std::make_unique<TestPages>(std::vector<uint64_t>{kBlockBytes}, 100);
     terrace_pages* pages = memory->Register(client);
     terrace_op* op = nullptr;
-    ASSERT_EQ(terrace_store(client, keyspace, nullptr, keys.data(), 100, 0, pages, ids.data(), &op),
+    ASSERT_EQ(terrace_store(client, keyspace, nullptr, keys.data(), 100, 0, nullptr, pages, ids.data(),
+                            &op),
               TERRACE_OK);
     if (round % 2 == 0) terrace_op_free(op);
     terrace_pages_free(pages);

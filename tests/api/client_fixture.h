@@ -241,7 +241,7 @@ class ClientTest : public ::testing::Test {
     const std::vector<uint32_t> counts(n, 1);
     terrace_op* op = nullptr;
     const terrace_status started = terrace_store_pieces(client, keyspace, nullptr, keys.data(), n, 0,
-                                                        pieces.data(), counts.data(), &op);
+                                                        nullptr, pieces.data(), counts.data(), &op);
     EXPECT_EQ(started, TERRACE_OK) << terrace_error_text();
     if (started != TERRACE_OK) return {};
     return Reasons(op);

@@ -50,8 +50,8 @@ int main(int argc, char** argv) {
   if (terrace_pages_register(client, &plane, 1, BLOCKS, &from) != TERRACE_OK) return failed("pages");
   plane.base = target;
   if (terrace_pages_register(client, &plane, 1, BLOCKS, &to) != TERRACE_OK) return failed("pages");
-  if (terrace_store(client, keyspace, NULL, keys[0], BLOCKS, TERRACE_STORE_CHAIN, from, block_ids,
-                    &op) != TERRACE_OK ||
+  if (terrace_store(client, keyspace, NULL, keys[0], BLOCKS, TERRACE_STORE_CHAIN, NULL, from,
+                    block_ids, &op) != TERRACE_OK ||
       terrace_op_wait(op, 20000000) != TERRACE_OK) {
     return failed("store");
   }
@@ -74,8 +74,8 @@ int main(int argc, char** argv) {
     fflush(stdout);
     (void)getchar(); /* until killed */
   }
-  if (terrace_store(client, keyspace, NULL, more_keys[0], BLOCKS, TERRACE_STORE_CHAIN, from,
-                    block_ids, &op) != TERRACE_OK) {
+  if (terrace_store(client, keyspace, NULL, more_keys[0], BLOCKS, TERRACE_STORE_CHAIN, NULL,
+                    from, block_ids, &op) != TERRACE_OK) {
     return failed("second store");
   }
   return 0;

@@ -26,8 +26,8 @@ TEST_F(ClientTest, StoreLookupLoadRoundTripThroughStridedPages) {
   }
   terrace_pages* from = source.Register(client);
   terrace_op* op = nullptr;
-  ASSERT_EQ(terrace_store(client, keyspace, nullptr, keys.data(), kBlocks, TERRACE_STORE_CHAIN, from,
-                          source_ids.data(), &op),
+  ASSERT_EQ(terrace_store(client, keyspace, nullptr, keys.data(), kBlocks, TERRACE_STORE_CHAIN,
+                          nullptr, from, source_ids.data(), &op),
             TERRACE_OK)
       << terrace_error_text();
   EXPECT_EQ(terrace_op_wait_sources(op, kLongUs), TERRACE_OK);

@@ -86,7 +86,8 @@ TEST(ReasonTest, NamesAreDistinctAndComplete) {
   EXPECT_EQ(names.size(), static_cast<size_t>(kReasonCount));
   EXPECT_FALSE(names.contains(""));
   EXPECT_EQ(ReasonName(Reason::kCancelled), "cancelled");
-  EXPECT_EQ(static_cast<int>(Reason::kCancelled), kReasonCount - 1);
+  EXPECT_EQ(ReasonName(Reason::kIoError), "io_error");
+  EXPECT_EQ(static_cast<int>(Reason::kIoError), kReasonCount - 1);
   EXPECT_EQ(ReasonName(static_cast<Reason>(200)), "unknown");
 }
 

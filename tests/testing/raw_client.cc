@@ -196,7 +196,7 @@ std::vector<std::byte> RawClient::OpenBody(uint64_t block_bytes, const SpaceText
     Append(&identity, BytesOf(static_cast<uint32_t>(field->size())));
     Append(&identity, std::as_bytes(std::span(*field)));
   }
-  const wire::OpenKeySpace open{block_bytes, 16, static_cast<uint32_t>(identity.size())};
+  const wire::OpenKeySpace open{block_bytes, 16, static_cast<uint32_t>(identity.size()), text.block_class, 0};
   std::vector<std::byte> body;
   Append(&body, BytesOf(open));
   Append(&body, identity);

@@ -66,6 +66,7 @@ struct OpenSpace {
 struct SpaceText {
   std::string model = "m", model_fingerprint = "f", kv_dtype = "bf16", layout = "l", parallel = "p",
               hash = "h", group = "g", extra;
+  uint32_t block_class = 0;
 };
 
 struct LookupResult {

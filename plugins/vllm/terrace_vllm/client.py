@@ -14,7 +14,7 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 KEY_BYTES = 32
 REF_BYTES = 48
-API_VERSION = 1
+API_VERSION = 2
 
 OK = 0
 INVALID_ARGUMENT = 3
@@ -123,7 +123,7 @@ def library_candidates(explicit: Optional[str] = None) -> List[str]:
     builds = [path for path in builds
               if not any(word in path for word in ("asan", "tsan", "ubsan", "san/"))]
     found += sorted(builds, key=os.path.getmtime, reverse=True)
-    return [path for path in found if os.path.exists(path)] + ["libterrace.so.1", "libterrace.so"]
+    return [path for path in found if os.path.exists(path)] + ["libterrace.so.2", "libterrace.so"]
 
 
 class Library:

@@ -9,6 +9,7 @@
 
 #include "api/client/core.h"
 #include "api/client/load_op.h"
+#include "api/client/retention.h"
 #include "api/client/store_op.h"
 
 namespace terrace::client {
@@ -82,12 +83,14 @@ Result Load(terrace_client* client, terrace_keyspace* keyspace, const terrace_re
 }
 
 Result Store(terrace_client* client, terrace_keyspace* keyspace, const uint8_t* parent_key,
-             const uint8_t* keys, uint32_t n, uint32_t flags, const MemoryArguments& memory,
-             terrace_op** op) {
+             const uint8_t* keys, uint32_t n, uint32_t flags, const terrace_retention* retention,
+             const MemoryArguments& memory, terrace_op** op) {
   Op::Work work;
   std::shared_ptr<Connection> connection;
   Result prepared = Prepare(client, keyspace, keys, n, memory, op, &work, &connection);
   if (!prepared.ok()) return prepared;
+  wire::Retention wire_retention{};
+  if (Result read = ReadRetention(retention, &wire_retention); !read.ok()) return read;
   if (flags != TERRACE_STORE_CHAIN && flags != TERRACE_STORE_INDEPENDENT) {
     return Fail(TERRACE_INVALID_ARGUMENT, "flags is 0x%x, must be TERRACE_STORE_*", flags);
   }
@@ -108,10 +111,34 @@ Result Store(terrace_client* client, terrace_keyspace* keyspace, const uint8_t* 
     parent.emplace();
     std::memcpy(parent->data(), parent_key, parent->size());
   }
-  auto store = std::make_shared<StoreOp>(std::move(work), parent, independent);
+  auto store = std::make_shared<StoreOp>(std::move(work), parent, independent, wire_retention);
   if (Result queued = client->core->stores.Submit(store); !queued.ok()) return queued;
   *op = new terrace_op{client->core, std::move(store)};
   return {};
+}
+
+Result Hint(terrace_client* client, terrace_keyspace* keyspace, const uint8_t* keys, uint32_t n,
+            const terrace_retention* retention) {
+  if (client == nullptr) return Fail(TERRACE_INVALID_ARGUMENT, "client is NULL");
+  if (Result checked = CheckFork(client->core->fork_generation); !checked.ok()) return checked;
+  if (keyspace == nullptr || keyspace->core != client->core) {
+    return Fail(TERRACE_INVALID_ARGUMENT, "keyspace is %s",
+                keyspace == nullptr ? "NULL" : "another client's");
+  }
+  if (keys == nullptr) return Fail(TERRACE_INVALID_ARGUMENT, "keys is NULL");
+  if (n == 0 || n > kMaxBlocksPerOperation) {
+    return Fail(TERRACE_INVALID_ARGUMENT, "n is %u, must be 1 to %u", n, kMaxBlocksPerOperation);
+  }
+  if (retention == nullptr) return Fail(TERRACE_INVALID_ARGUMENT, "retention is NULL");
+  wire::Retention wire_retention{};
+  if (Result read = ReadRetention(retention, &wire_retention); !read.ok()) return read;
+  std::shared_ptr<Connection> connection;
+  if (Result usable = client->core->link.Use(&connection); !usable.ok()) return usable;
+  const KeySpace::Opened opened = keyspace->key_space->opened();
+  if (opened.epoch != connection->welcome().epoch) {
+    return Fail(TERRACE_UNAVAILABLE, "the key space is not open at this daemon yet");
+  }
+  return SendHints(connection.get(), opened.id, keys, n, wire_retention);
 }
 
 Result CheckOp(const terrace_op* op) {
@@ -154,18 +181,24 @@ terrace_status terrace_load_pieces(terrace_client* client, terrace_keyspace* key
 
 terrace_status terrace_store(terrace_client* client, terrace_keyspace* keyspace,
                              const uint8_t* parent_key, const uint8_t* keys, uint32_t n,
-                             uint32_t flags, terrace_pages* pages, const uint64_t* block_ids,
-                             terrace_op** op) {
+                             uint32_t flags, const terrace_retention* retention,
+                             terrace_pages* pages, const uint64_t* block_ids, terrace_op** op) {
   const MemoryArguments memory{.pages = pages, .block_ids = block_ids, .is_pages = true};
-  return Answer(Store(client, keyspace, parent_key, keys, n, flags, memory, op));
+  return Answer(Store(client, keyspace, parent_key, keys, n, flags, retention, memory, op));
 }
 
 terrace_status terrace_store_pieces(terrace_client* client, terrace_keyspace* keyspace,
                                     const uint8_t* parent_key, const uint8_t* keys, uint32_t n,
-                                    uint32_t flags, const terrace_piece* pieces,
-                                    const uint32_t* piece_counts, terrace_op** op) {
+                                    uint32_t flags, const terrace_retention* retention,
+                                    const terrace_piece* pieces, const uint32_t* piece_counts,
+                                    terrace_op** op) {
   const MemoryArguments memory{.pieces = pieces, .piece_counts = piece_counts};
-  return Answer(Store(client, keyspace, parent_key, keys, n, flags, memory, op));
+  return Answer(Store(client, keyspace, parent_key, keys, n, flags, retention, memory, op));
+}
+
+terrace_status terrace_hint(terrace_client* client, terrace_keyspace* keyspace, const uint8_t* keys,
+                            uint32_t n, const terrace_retention* retention) {
+  return Answer(Hint(client, keyspace, keys, n, retention));
 }
 
 int terrace_op_done(const terrace_op* op) {

@@ -34,6 +34,9 @@ Result KeySpace::Create(const terrace_keyspace_desc& desc, std::shared_ptr<KeySp
                 static_cast<unsigned long long>(desc.block_bytes),
                 static_cast<unsigned long long>(kMaxBlockBytes));
   }
+  if (desc.block_class != TERRACE_CLASS_KV && desc.block_class != TERRACE_CLASS_SHARD) {
+    return Fail(TERRACE_INVALID_ARGUMENT, "block_class is %u, must be TERRACE_CLASS_*", desc.block_class);
+  }
   const struct {
     const char* name;
     const char* text;
@@ -58,6 +61,7 @@ Result KeySpace::Create(const terrace_keyspace_desc& desc, std::shared_ptr<KeySp
   }
   key_space->block_bytes_ = desc.block_bytes;
   key_space->tokens_per_block_ = desc.tokens_per_block;
+  key_space->block_class_ = desc.block_class;
   *out = std::move(key_space);
   return {};
 }
@@ -68,10 +72,12 @@ KeySpace::Opened KeySpace::opened() const {
 }
 
 Result KeySpace::Open(Connection* connection, Deadline deadline) {
-  wire::OpenKeySpace open{block_bytes_, tokens_per_block_, static_cast<uint32_t>(identity_.size())};
+  const wire::OpenKeySpace open{block_bytes_, tokens_per_block_, static_cast<uint32_t>(identity_.size()),
+                                block_class_, 0};
   OpenRequest request;
   Result asked = connection->Call(wire::Type::kOpenKeySpace,
-                                  {{&open, sizeof(open)}, {identity_.data(), identity_.size()}},
+                                  {{const_cast<wire::OpenKeySpace*>(&open), sizeof(open)},
+                                   {identity_.data(), identity_.size()}},
                                   &request, deadline);
   if (!asked.ok()) return asked;
   Opened opened;

@@ -38,6 +38,7 @@ class KeySpace {
   KeySpace() = default;
   uint64_t block_bytes_ = 0;       // constant after Create
   uint32_t tokens_per_block_ = 0;  // constant after Create
+  uint32_t block_class_ = 0;       // constant after Create
   std::string identity_;           // wire form; constant after Create
   mutable std::mutex mu_;
   Opened opened_;  // guarded by mu_

@@ -18,8 +18,12 @@ namespace terrace::client {
 class StoreOp : public Op {
  public:
   // parent: of the first block. independent: no block has a parent.
-  StoreOp(Work op_work, std::optional<KeyBytes> parent, bool independent)
-      : Op(std::move(op_work)), parent_(parent), independent_(independent) {}
+  StoreOp(Work op_work, std::optional<KeyBytes> parent, bool independent,
+          const wire::Retention& blocks_retention)
+      : Op(std::move(op_work)),
+        retention(blocks_retention),
+        parent_(parent),
+        independent_(independent) {}
 
   const KeyBytes* ParentOf(uint32_t i) const {
     if (independent_) return nullptr;
@@ -28,6 +32,8 @@ class StoreOp : public Op {
   }
   // Ends one block: its reason and its share of the counters.
   void EndBlock(uint32_t i, Reason reason);
+
+  const wire::Retention retention;
 
  private:
   const std::optional<KeyBytes> parent_;

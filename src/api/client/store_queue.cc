@@ -245,6 +245,7 @@ bool StoreQueue::SendBlock(uint32_t i, uint64_t offset) {
     std::memcpy(put.parent, parent->data(), sizeof(put.parent));
   }
   put.n_checksums = static_cast<uint32_t>(checksums_.size());
+  put.retention = op.retention;
   const Result sent =
       connection_->Send(wire::Type::kPut,
                         {{&put, sizeof(put)},

@@ -179,7 +179,7 @@ class Bench {
         terrace_op* op = nullptr;
         const terrace_status status =
             terrace_store(client_.get(), keyspace_.get(), nullptr, keys_[0].data(), options_.blocks,
-                          TERRACE_STORE_CHAIN, source_pages_.get(), block_ids_.data(), &op);
+                          TERRACE_STORE_CHAIN, nullptr, source_pages_.get(), block_ids_.data(), &op);
         result = status == TERRACE_OK ? Finish(op, "store") : LastError("store", status);
       });
       if (!result.ok()) return result;

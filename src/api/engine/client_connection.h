@@ -50,8 +50,9 @@ struct Staging {
 };
 
 // Owner: the server, and every store under way (by shared_ptr, to answer it).
-// Threads: OnReadable and OnWritable on one server thread; answers to stores come from copy threads;
-// Describe from any. Limits: kMaxWaiting answers that the client has not taken yet, then it is closed.
+// Threads: OnReadable and OnWritable on one server thread; answers to stores come from copy threads, those
+// to Locate from any; Describe from any. Limits: kMaxWaiting answers that the client has not taken yet,
+// then it is closed; kMaxWaitingLocates questions that wait for blocks, more are refused.
 class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
  public:
   // Takes fd, which the caller has put into epoll_fd for EPOLLIN, level-triggered, data.fd = fd.
@@ -77,6 +78,7 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
  private:
   static constexpr size_t kMaxWaiting = 1024;
   static constexpr int kMaxUntakenSegments = 16;
+  static constexpr int kMaxWaitingLocates = 64;
   // A turn; then others on this thread get theirs.
   static constexpr int kPacketsPerTurn = 64;
   static constexpr int64_t kTurnNs = 1'000'000;
@@ -91,6 +93,11 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   absl::Status OnGetStaging(const wire::Header& header, Bytes body);
   absl::Status OnPut(const wire::Header& header, Bytes body);
   absl::Status OnReport(const wire::Header& header, Bytes body);
+  absl::Status OnLocate(const wire::Header& header, Bytes body);
+  absl::Status OnHint(const wire::Header& header, Bytes body);
+  void ReplyPlaces(const wire::Header& request, const wire::LookupDone& done,
+                   std::span<const tiering::BlockPlace> places, uint64_t block_bytes);
+  uint64_t BlockBytes(kv::KeySpaceId id) const;  // 0: no such key space
 
   // Set and ended on the server thread only, so that it needs no lock there. No lock of ours is held
   // while the session works: it may call back about segments.
@@ -107,6 +114,7 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   const uint32_t pid_, uid_;
   const int64_t connected_ns_;
   std::atomic<bool> greeted_{false};
+  std::atomic<int> waiting_locates_{0};
   int untaken_segments_ = 0;  // server thread only: answers with descriptors since all were last seen taken
   bool malformed_ = false;  // server thread only: close after the answer
 

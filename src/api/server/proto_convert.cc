@@ -16,6 +16,8 @@ static_assert(kReasonCount == v1::Reason_ARRAYSIZE);
 static_assert(static_cast<int>(Reason::kHashDiffers) == v1::REASON_HASH_DIFFERS);
 static_assert(static_cast<int>(Reason::kBadChecksum) == v1::REASON_BAD_CHECKSUM);
 static_assert(static_cast<int>(Reason::kCancelled) == v1::REASON_CANCELLED);
+static_assert(static_cast<int>(Reason::kRecompute) == v1::REASON_RECOMPUTE);
+static_assert(static_cast<int>(Reason::kIoError) == v1::REASON_IO_ERROR);
 
 absl::StatusOr<kv::BlockKey> KeyFromProto(absl::string_view bytes, absl::string_view field) {
   if (bytes.size() != sizeof(kv::BlockKey)) {
