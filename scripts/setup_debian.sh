@@ -16,7 +16,7 @@ PACKAGES=(
   protobuf-compiler protobuf-compiler-grpc python3 python3-venv
   # headers and libraries; the versions are listed in CMakeLists.txt
   libc6-dev libstdc++-12-dev libclang-rt-14-dev
-  libabsl-dev libgrpc++-dev libprotobuf-dev libssl-dev libxxhash-dev
+  libabsl-dev libgrpc++-dev libprotobuf-dev libssl-dev libxxhash-dev zlib1g-dev
   libspdlog-dev libfmt-dev libyaml-cpp-dev libcli11-dev libcpp-httplib-dev
   prometheus-cpp-dev libmimalloc-dev liburing-dev libgtest-dev libgmock-dev
 )

@@ -1,21 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 #include "tiering/policy/lru_policy.h"
 
-#include "absl/strings/str_cat.h"
-
 namespace terrace::tiering {
-
-const std::vector<std::string>& EvictionPolicyNames() {
-  static const std::vector<std::string> names = {"lru"};
-  return names;
-}
-
-absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeEvictionPolicy(absl::string_view name, uint64_t max_blocks,
-                                                                   uint64_t /*expected_blocks*/) {
-  if (name == "lru") return std::make_unique<LruPolicy>(max_blocks);
-  return absl::InvalidArgumentError(
-      absl::StrCat("host.eviction_policy is \"", name, "\"; there is: lru"));
-}
 
 LruPolicy::LruPolicy(uint64_t capacity) : nodes_(capacity + 1) {}
 

@@ -1,0 +1,27 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "tiering/policy/admission_policy.h"
+#include "tiering/policy/eviction_policy.h"
+#include "tiering/policy/lru_policy.h"
+
+namespace terrace::tiering {
+
+const std::vector<std::string>& EvictionPolicyNames() {
+  static const std::vector<std::string> names = {"lru"};
+  return names;
+}
+
+absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeEvictionPolicy(absl::string_view name, uint64_t max_blocks,
+                                                                   uint64_t /*expected_blocks*/) {
+  if (name == "lru") return std::make_unique<LruPolicy>(max_blocks);
+  return absl::InvalidArgumentError(absl::StrCat("host.eviction_policy is \"", name, "\"; there are: ",
+                                                 absl::StrJoin(EvictionPolicyNames(), ", ")));
+}
+
+absl::StatusOr<std::unique_ptr<AdmissionPolicy>> MakeAdmissionPolicy(absl::string_view name,
+                                                                     const AdmissionOptions& /*options*/) {
+  return absl::InvalidArgumentError(absl::StrCat("nvme.admission_policy is \"", name, "\""));
+}
+
+}  // namespace terrace::tiering
