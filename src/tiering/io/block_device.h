@@ -52,7 +52,7 @@ class BlockDevice {
   // False: depth requests are in flight. Requests may finish in any order.
   virtual bool Submit(const IoRequest& request) = 0;
   // Hands what was submitted to the kernel, then waits up to wait_ns (0: not at all) for the first
-  // result or a Wake. Returns how many results were written.
+  // result or a Wake. Returns how many results were written; may come back early with none.
   virtual size_t Poll(std::span<IoResult> results, int64_t wait_ns) = 0;
   // Any thread, any number of times: a Poll that waits, or the next one, returns at once.
   virtual void Wake() = 0;

@@ -7,6 +7,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
@@ -76,7 +77,7 @@ absl::StatusOr<int> OpenPath(const std::string& path, bool* is_new) {
   const bool is_udev_name = absl::StartsWith(path, "/dev/") && stat(path.c_str(), &info) == 0 && S_ISBLK(info.st_mode);
   if (!is_udev_name && lstat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode)) {
     return absl::FailedPreconditionError(absl::StrCat(
-        path, " is ", S_ISDIR(info.st_mode) ? "a directory" : S_ISLNK(info.st_mode) ? "a symbolic link" : "neither file nor disk",
+        path, " is ", S_ISDIR(info.st_mode) ? "a directory" : S_ISLNK(info.st_mode) ? "a symbolic link" : "no file",
         "; name a regular file or a block device"));
   }
   *is_new = false;
@@ -91,7 +92,8 @@ absl::StatusOr<int> OpenPath(const std::string& path, bool* is_new) {
     struct stat device {};
     const pid_t holder = stat(path.c_str(), &device) == 0 ? LockHolder(device) : 0;
     return absl::FailedPreconditionError(absl::StrCat(
-        path, " is in use by ", holder > 0 ? absl::StrCat("process ", holder) : "a mounted file system or another process"));
+        path, " is in use by ",
+        holder > 0 ? absl::StrCat("process ", holder) : "a mounted file system or another process"));
   }
   return Failed(path, "open", errno);
 }
@@ -101,6 +103,13 @@ absl::Status Reserve(int fd, const std::string& path, uint64_t bytes) {
   struct stat before {};
   if (fstat(fd, &before) != 0) return Failed(path, "stat", errno);
   const auto size = static_cast<off_t>(bytes);
+  // Asked first: an attempt that fails would fill the file system under everybody else for a moment.
+  struct statvfs space {};
+  const uint64_t has = static_cast<uint64_t>(before.st_blocks) * 512;
+  if (fstatvfs(fd, &space) == 0 && bytes > has && bytes - has > space.f_bavail * space.f_frsize) {
+    return absl::ResourceExhaustedError(absl::StrCat(path, ": ", bytes, " bytes asked for, the file system has ",
+                                                     space.f_bavail * space.f_frsize, " to give"));
+  }
   if (before.st_size > size && ftruncate(fd, size) != 0) return Failed(path, "truncate", errno);
   int result;
   do {

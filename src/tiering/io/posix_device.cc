@@ -9,6 +9,8 @@
 #include <chrono>
 #include <utility>
 
+#include "kvstore/base/clock.h"
+
 namespace terrace::tiering {
 namespace {
 constexpr uint32_t kMaxThreads = 8;  // enough for a disk to be busy with 64 KiB reads, few enough to own
@@ -42,12 +44,12 @@ bool PosixDevice::Submit(const IoRequest& request) {
 }
 
 size_t PosixDevice::Poll(std::span<IoResult> results, int64_t wait_ns) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(wait_ns);
+  const int64_t deadline_ns = Clock::Real()->NowNs() + wait_ns;
   MutexLock lock(&mu_);
   while (wait_ns > 0 && finished_.empty() && !is_woken_) {
-    const auto left = deadline - std::chrono::steady_clock::now();
-    if (left <= left.zero()) break;
-    changed_.WaitFor(&mu_, left);
+    const int64_t left_ns = deadline_ns - Clock::Real()->NowNs();
+    if (left_ns <= 0) break;
+    changed_.WaitFor(&mu_, std::chrono::nanoseconds(left_ns));
   }
   is_woken_ = false;
   const size_t n = std::min(results.size(), finished_.size());
