@@ -18,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <utility>
 
@@ -52,22 +53,32 @@ pid_t LockHolder(const struct stat& file) {
   return 0;
 }
 
-// One daemon a file. A raw device is claimed by O_EXCL, too, which also keeps mounted ones out.
-absl::Status Lock(int fd, const std::string& path) {
-  struct stat info {};
-  if (fstat(fd, &info) != 0) return Failed(path, "stat", errno);
+bool IsAlive(pid_t process) { return process > 0 && (kill(process, 0) == 0 || errno == EPERM); }
+
+// Tries until take() no longer says that somebody else holds it, a living holder is found, or a dead one
+// should be gone. One daemon a file.
+absl::Status Claim(const std::string& path, const char* unseen, const std::function<bool()>& take) {
   pid_t holder = 0;
   for (int i = 0; i < kDeadHolderTries; ++i) {
-    if (flock(fd, LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();
-    if (errno != EWOULDBLOCK && errno != EINTR) return Failed(path, "lock", errno);
-    holder = LockHolder(info);
-    if (holder > 0 && (kill(holder, 0) == 0 || errno == EPERM)) break;
+    if (take()) return absl::OkStatus();
+    struct stat info {};
+    holder = stat(path.c_str(), &info) == 0 ? LockHolder(info) : 0;
+    if (IsAlive(holder)) break;
     const timespec pause = {0, kDeadHolderPauseNs};
     clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, nullptr);
   }
-  return absl::FailedPreconditionError(absl::StrCat(
-      path, " is in use by ", holder > 0 ? absl::StrCat("process ", holder) : "a process that cannot be seen from here",
-      "; each daemon needs a file of its own"));
+  return absl::FailedPreconditionError(absl::StrCat(path, " is in use by ",
+                                                    holder > 0 ? absl::StrCat("process ", holder) : unseen,
+                                                    "; each daemon needs a file of its own"));
+}
+
+absl::Status Lock(int fd, const std::string& path) {
+  int error = 0;
+  RETURN_IF_ERROR(Claim(path, "a process that cannot be seen from here", [&] {
+    error = flock(fd, LOCK_EX | LOCK_NB) == 0 ? 0 : errno;
+    return error != EWOULDBLOCK && error != EINTR;
+  }));
+  return error == 0 ? absl::OkStatus() : Failed(path, "lock", error);
 }
 
 // Opens without following a link, but for the names that udev gives to devices.
@@ -81,20 +92,22 @@ absl::StatusOr<int> OpenPath(const std::string& path, bool* is_new) {
         "; name a regular file or a block device"));
   }
   *is_new = false;
-  int fd = is_udev_name ? open(path.c_str(), (kFlags & ~O_NOFOLLOW) | O_EXCL) : open(path.c_str(), kFlags);
+  if (S_ISBLK(info.st_mode)) {  // O_EXCL claims it, from mounts too
+    int fd = -1, error = 0;
+    RETURN_IF_ERROR(Claim(path, "a mounted file system or another process", [&] {
+      fd = open(path.c_str(), O_RDWR | O_CLOEXEC | O_EXCL);
+      error = errno;
+      return fd >= 0 || error != EBUSY;
+    }));
+    return fd >= 0 ? absl::StatusOr<int>(fd) : Failed(path, "open", error);
+  }
+  int fd = open(path.c_str(), kFlags);
   if (fd < 0 && errno == ENOENT) {
     fd = open(path.c_str(), kFlags | O_CREAT | O_EXCL, 0600);
     *is_new = fd >= 0;
   }
   if (fd >= 0) return fd;
   if (errno == ELOOP) return absl::FailedPreconditionError(absl::StrCat(path, " is a symbolic link"));
-  if (errno == EBUSY) {
-    struct stat device {};
-    const pid_t holder = stat(path.c_str(), &device) == 0 ? LockHolder(device) : 0;
-    return absl::FailedPreconditionError(absl::StrCat(
-        path, " is in use by ",
-        holder > 0 ? absl::StrCat("process ", holder) : "a mounted file system or another process"));
-  }
   return Failed(path, "open", errno);
 }
 
@@ -180,7 +193,9 @@ DeviceFile& DeviceFile::operator=(DeviceFile&& other) noexcept {
 }
 
 DeviceFile::~DeviceFile() {
-  if (fd_ >= 0) close(fd_);
+  if (fd_ < 0) return;
+  flock(fd_, LOCK_UN);  // a ring may keep the file itself open for a moment longer
+  close(fd_);
 }
 
 absl::StatusOr<DeviceFile> DeviceFile::Open(const BlockDeviceOptions& options) {

@@ -102,6 +102,7 @@ UringDevice::~UringDevice() {
     is_closing_ = true;
     if (is_wake_armed_) Wake();
     while (is_wake_armed_ || free_slots_.size() < slots_.size()) Poll(results, 1'000'000'000);
+    if (has_file_) io_uring_unregister_files(&ring_);
     io_uring_queue_exit(&ring_);
   }
   if (event_fd_ >= 0) close(event_fd_);
