@@ -22,6 +22,7 @@ struct TenantConfig {
 };
 
 struct Config {
+  Config() { stack.memory_dir = "/dev/shm"; }
   std::string run_dir = "/run/terrace";  // run_dir: lock file and sockets; made with mode 0750
   // Sockets; empty means run_dir/engine.sock, run_dir/grpc.sock.
   std::string engine_socket;     // engine.socket
@@ -39,6 +40,8 @@ struct Config {
   std::string log_level = "info";    // log.level
   std::string log_format = "logfmt"; // log.format: logfmt | json
   std::vector<TenantConfig> tenants = {TenantConfig{}};
+  std::string nvme_io = "auto";      // nvme.io: auto | io_uring | posix
+  uint32_t nvme_depth = 64;          // nvme.depth
   std::string host_budget = "25%";   // host.budget as given; resolved into stack.budget_bytes
   tiering::TierStackOptions stack;   // host.prefault, host.huge_pages, host.eviction_policy, ...
 };

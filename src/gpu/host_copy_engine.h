@@ -12,7 +12,8 @@
 
 namespace terrace::gpu {
 
-// Owner: TierStack. Threads: its own; limits: queue_depth jobs waiting. The destructor drains.
+// Owner: TierStack. Threads: its own; with none of them Submit copies at once, on the caller's (simulation).
+// Limits: queue_depth jobs waiting. The destructor drains.
 class HostCopyEngine final : public CopyEngine {
  public:
   HostCopyEngine(uint32_t threads, uint32_t queue_depth);
@@ -22,6 +23,7 @@ class HostCopyEngine final : public CopyEngine {
   void Drain() override;
 
  private:
+  static void Copy(CopyJob& job);
   void Run();
 
   const size_t queue_depth_;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -29,6 +30,10 @@ struct BlockKey {
 
   friend bool operator==(const BlockKey&, const BlockKey&) = default;
   friend auto operator<=>(const BlockKey&, const BlockKey&) = default;
+  template <typename H>
+  friend H AbslHashValue(H state, const BlockKey& key) {
+    return H::combine_contiguous(std::move(state), key.bytes.data(), key.bytes.size());
+  }
 };
 static_assert(sizeof(BlockKey) == 32);
 

@@ -10,6 +10,12 @@ void ChainLinks::Add(BlockId block, BlockId parent) {
   if (parent != kNoBlock) ++links_[parent].children;
 }
 
+void ChainLinks::SetParent(BlockId block, BlockId parent) {
+  TERRACE_CHECK(Parent(block) == kNoBlock && parent != kNoBlock);
+  links_[block].parent_plus_one = parent + 1;
+  ++links_[parent].children;
+}
+
 BlockId ChainLinks::Remove(BlockId block) {
   TERRACE_CHECK(links_[block].children == 0);
   const BlockId parent = Parent(block);

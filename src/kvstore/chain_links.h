@@ -22,6 +22,9 @@ class ChainLinks {
   BlockId Remove(BlockId block);
   BlockId Parent(BlockId block) const { return links_[block].parent_plus_one - 1; }
   bool HasChildren(BlockId block) const { return links_[block].children != 0; }
+  uint32_t ChildCount(BlockId block) const { return links_[block].children; }
+  // For a block that was added without one.
+  void SetParent(BlockId block, BlockId parent);
 
  private:
   struct Link {

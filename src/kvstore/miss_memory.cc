@@ -7,7 +7,8 @@
 namespace terrace::kv {
 namespace {
 
-constexpr Reason kCodes[] = {Reason::kCold, Reason::kEvicted, Reason::kCorrupt, Reason::kFlushed};
+constexpr Reason kCodes[] = {Reason::kCold,     Reason::kEvicted, Reason::kCorrupt,    Reason::kFlushed,
+                             Reason::kDeadline, Reason::kIoError, Reason::kTierOffline};
 
 }  // namespace
 

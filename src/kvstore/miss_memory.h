@@ -20,7 +20,7 @@ class MissMemory {
  public:
   MissMemory(uint64_t entries, uint64_t hash_seed) : seed_(hash_seed), table_(entries) {}
 
-  // reason: kEvicted, kCorrupt or kFlushed.
+  // reason: kEvicted, kCorrupt, kFlushed, kDeadline, kIoError or kTierOffline.
   void Remember(KeySpaceId key_space, const BlockKey& key, Reason reason);
   // The remembered reason, else kCold.
   Reason Recall(KeySpaceId key_space, const BlockKey& key) const;

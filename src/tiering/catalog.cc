@@ -2,7 +2,9 @@
 #include "tiering/catalog.h"
 
 #include <algorithm>
+#include <cstring>
 
+#include "kvstore/base/block_copy.h"
 #include "kvstore/base/check.h"
 #include "kvstore/base/log.h"
 
@@ -16,17 +18,31 @@ using kv::kNoFrame;
 using kv::KeySpace;
 using kv::PrefixIndex;
 
-Catalog::Catalog(uint64_t capacity, uint64_t hash_seed, std::unique_ptr<EvictionPolicy> policy,
-                 HostTier* tier, const kv::KeySpaceTable* key_spaces, const Counters& counters)
+Catalog::Catalog(const Options& options, Policies policies, HostTier* tier,
+                 const kv::KeySpaceTable* key_spaces, const Clock* clock, const Counters& counters)
     : tier_(tier),
       key_spaces_(key_spaces),
+      clock_(clock),
       counters_(counters),
-      index_(capacity, hash_seed),
-      misses_(std::clamp<uint64_t>(capacity * 2, 1 << 12, 1 << 20), hash_seed + 1),
+      options_(options),
+      index_(options.capacity, options.hash_seed),
+      misses_(std::clamp<uint64_t>(options.capacity * 2, 1 << 12, 1 << 20), options.hash_seed + 1),
       links_(index_.capacity()),
-      policy_(std::move(policy)) {
+      policies_(std::move(policies)),
+      state_(index_.capacity()) {
   MutexLock lock(&touch_mu_);
   touches_.reserve(kMaxTouches);
+}
+
+uint64_t Catalog::Fingerprint(const KeySpace& key_space, const BlockKey& key) {
+  uint64_t seed;
+  std::memcpy(&seed, key_space.digest.data(), sizeof(seed));
+  return Checksum64(key.bytes.data(), key.bytes.size(), seed);
+}
+
+const KeySpace* Catalog::KeySpaceOf(const PrefixIndex::Entry& entry) const {
+  if (entry.frame == kNoFrame) return nullptr;
+  return key_spaces_->Find(tier_->pool().TenantOf(entry.frame), entry.key_space);
 }
 
 uint32_t Catalog::Find(const KeySpace& key_space, std::span<const BlockKey> keys, bool stop_at_miss,
@@ -61,11 +77,6 @@ Reason Catalog::WhyMissing(const KeySpace& key_space, const BlockKey& key) const
   return misses_.Recall(key_space.id, key);
 }
 
-void Catalog::DrainTouches() {
-  MutexLock lock(&mu_);
-  DrainTouchesLocked();
-}
-
 void Catalog::DrainTouchesLocked() {
   draining_.clear();
   {
@@ -73,10 +84,11 @@ void Catalog::DrainTouchesLocked() {
     draining_.swap(touches_);
     touches_.reserve(kMaxTouches);
   }
-  for (const BlockId block : draining_) policy_->OnAccess(block, 0);
+  const int64_t now_ns = clock_->NowNs();
+  for (const BlockId block : draining_) PolicyOf(block)->OnAccess(block, now_ns);
 }
 
-std::optional<FrameId> Catalog::PinIfHere(const KeySpace& key_space, const BlockKey& key) {
+std::optional<FrameId> Catalog::PinIfHere(const KeySpace& key_space, const BlockKey& key) const {
   PrefixIndex::Found found;
   bool refused;
   index_.FindChain(key_space.id, {&key, 1}, true, &tier_->pool(), [](uint64_t) { return true; }, {&found, 1},
@@ -85,13 +97,20 @@ std::optional<FrameId> Catalog::PinIfHere(const KeySpace& key_space, const Block
   return found.frame;
 }
 
-std::optional<FrameId> Catalog::Allocate(kv::TenantId tenant, uint64_t block_bytes, bool may_evict) {
+std::optional<FrameId> Catalog::Allocate(const KeySpace& wanted, bool may_evict) {
+  const kv::TenantId tenant = wanted.tenant;
+  const uint64_t block_bytes = wanted.identity.block_bytes;
   if (const auto frame = tier_->TryAllocate(tenant, block_bytes)) return frame;
+  full_at_bytes_.store(std::max<uint64_t>(1, tier_->pool().GetUsage().used_bytes), std::memory_order_relaxed);
   if (!may_evict) return std::nullopt;
   if (!tier_->MayFit(block_bytes)) return std::nullopt;
-  DrainTouches();
+  forced_evictions_.fetch_add(1, std::memory_order_relaxed);
+  {
+    MutexLock lock(&mu_);
+    DrainTouchesLocked();
+  }
   for (int evicted = 0; evicted < kMaxEvictionsPerStore; ++evicted) {
-    const std::optional<Evicted> victim = EvictOne(tenant, block_bytes);
+    const std::optional<Evicted> victim = EvictOne(wanted);
     if (!victim.has_value()) return std::nullopt;
     if (!victim->same_shape) {
       // Room of another size: make whole slabs of it, and segments where they are another tenant's.
@@ -105,32 +124,62 @@ std::optional<FrameId> Catalog::Allocate(kv::TenantId tenant, uint64_t block_byt
   return std::nullopt;
 }
 
-std::optional<Catalog::Evicted> Catalog::EvictOne(kv::TenantId tenant, uint64_t block_bytes) {
-  MutexLock lock(&mu_);
-  while (true) {
-    const BlockId victim = policy_->Victim([this](BlockId block) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-      if (links_.HasChildren(block)) return false;
-      const FrameId frame = index_.Get(block).frame;
-      return frame != kNoFrame && !tier_->pool().IsPinned(frame);
-    }, 0);
-    if (victim == kNoBlock) return std::nullopt;
-    const FrameId frame = index_.Get(victim).frame;
-    const bool same_shape = tier_->pool().SameShape(frame, tenant, block_bytes);
-    if (EvictLocked(victim)) return Evicted{frame, same_shape};  // else pinned a moment ago: the next
+std::vector<int> Catalog::ClassesToTakeFromLocked(std::optional<int> wanted) const {
+  const auto borrowed = [this](int c) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return static_cast<int64_t>(used_bytes_[c]) - static_cast<int64_t>(options_.floor_bytes[c]);
+  };
+  std::vector<int> classes;
+  for (int c = 0; c < kBlockClasses; ++c) {
+    if (used_blocks_[c] > 0 && (c == wanted || borrowed(c) > 0)) classes.push_back(c);
   }
+  std::sort(classes.begin(), classes.end(), [&](int a, int b) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return borrowed(a) > borrowed(b);
+  });
+  return classes;
 }
 
-bool Catalog::EvictLocked(BlockId victim) {
-  const PrefixIndex::Entry entry = index_.Get(victim);
-  const KeySpace* key_space = nullptr;
-  if (entry.frame != kNoFrame) {
-    key_space = key_spaces_->Find(tier_->pool().TenantOf(entry.frame), entry.key_space);
+bool Catalog::MayGoLocked(BlockId block, int64_t now_ns) const {
+  const FrameId frame = index_.Get(block).frame;
+  if (frame == kNoFrame || tier_->pool().IsPinned(frame)) return false;
+  if (hint_pins_.empty()) return true;
+  const auto pin = hint_pins_.find(block);
+  return pin == hint_pins_.end() || pin->second.until_ns <= now_ns;
+}
+
+std::optional<Catalog::Evicted> Catalog::EvictOne(const KeySpace& wanted) {
+  MutexLock lock(&mu_);
+  const int64_t now_ns = clock_->NowNs();
+  const int own = wanted.identity.block_class;
+  for (const int from : ClassesToTakeFromLocked(own)) {
+    while (true) {
+      const BlockId victim = policies_[from]->Victim(
+          [this, now_ns](BlockId block) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+            return !links_.HasChildren(block) && MayGoLocked(block, now_ns);
+          },
+          now_ns);
+      if (victim == kNoBlock) break;
+      const PrefixIndex::Entry entry = index_.Get(victim);
+      const KeySpace* of = KeySpaceOf(entry);
+      if (from != own && of != nullptr &&
+          used_bytes_[from] < options_.floor_bytes[from] + of->identity.block_bytes) {
+        break;  // it would fall below its floor
+      }
+      const bool same_shape =
+          tier_->pool().SameShape(entry.frame, wanted.tenant, wanted.identity.block_bytes);
+      if (EvictLocked(victim, false)) return Evicted{entry.frame, same_shape};  // else pinned a moment ago
+    }
   }
+  return std::nullopt;
+}
+
+bool Catalog::EvictLocked(BlockId victim, bool demoted) {
+  const PrefixIndex::Entry entry = index_.Get(victim);
+  const KeySpace* key_space = KeySpaceOf(entry);
   if (key_space == nullptr || !RemoveLocked(*key_space, victim, entry.frame, false, Reason::kEvicted)) {
     return false;
   }
-  counters_.evictions->Add();
-  counters_.evicted_bytes->Add(key_space->identity.block_bytes);
+  (demoted ? counters_.demote_evictions : counters_.evictions)->Add();
+  (demoted ? counters_.demote_evicted_bytes : counters_.evicted_bytes)->Add(key_space->identity.block_bytes);
   return true;
 }
 
@@ -143,6 +192,10 @@ bool Catalog::RemoveLocked(const KeySpace& key_space, BlockId block, FrameId fra
   if (!removed) return false;
   misses_.Remember(entry.key_space, entry.key, why);
   key_space.blocks_resident.fetch_sub(1, std::memory_order_relaxed);
+  used_bytes_[key_space.identity.block_class] -= key_space.identity.block_bytes;
+  --used_blocks_[key_space.identity.block_class];
+  UnpinByHintLocked(block);
+  PolicyOf(block)->OnErase(block, why == Reason::kEvicted);
   ForgetLocked(block);
   tier_->Retire(frame);
   return true;
@@ -150,9 +203,14 @@ bool Catalog::RemoveLocked(const KeySpace& key_space, BlockId block, FrameId fra
 
 // Frees the entry, and those of parents that were removed before their last child.
 void Catalog::ForgetLocked(BlockId block) {
-  policy_->OnErase(block, true);
   while (block != kNoBlock && !links_.HasChildren(block) && index_.Get(block).frame == kNoFrame) {
     const BlockId parent = links_.Remove(block);
+    if ((state_[block] & kLeavingBit) != 0 && parent != kNoBlock) {
+      const auto it = leaving_children_.find(parent);
+      if (it != leaving_children_.end() && --it->second == 0) leaving_children_.erase(it);
+    }
+    state_[block] = 0;
+    leaving_children_.erase(block);
     index_.FreeEntry(block);
     block = parent;
   }
@@ -211,7 +269,7 @@ void Catalog::Evacuate(FrameId like) {
 }
 
 Reason Catalog::Publish(const KeySpace& key_space, const BlockKey& key,
-                        const std::optional<BlockKey>& parent, FrameId frame) {
+                        const std::optional<BlockKey>& parent, FrameId frame, const RetentionHint& hint) {
   MutexLock lock(&mu_);
   BlockId block;
   const PrefixIndex::Inserted inserted = index_.Insert(key_space.id, key, frame, &block);
@@ -223,11 +281,18 @@ Reason Catalog::Publish(const KeySpace& key_space, const BlockKey& key,
   if (parent.has_value() && *parent != key) {
     if (const auto found = index_.Find(key_space.id, *parent)) parent_block = found->block;
   }
-  if (parent_block != kNoBlock && policy_->IsStale(parent_block)) {
-    for (BlockId b = parent_block; b != kNoBlock; b = links_.Parent(b)) policy_->OnAccess(b, 0);
+  const int64_t now_ns = clock_->NowNs();
+  if (parent_block != kNoBlock && PolicyOf(parent_block)->IsStale(parent_block)) {
+    for (BlockId b = parent_block; b != kNoBlock; b = links_.Parent(b)) PolicyOf(b)->OnAccess(b, now_ns);
   }
+  const int of_class = key_space.identity.block_class;
+  state_[block] = static_cast<uint8_t>(of_class | (hint.done ? kDoneBit : 0));
+  used_bytes_[of_class] += key_space.identity.block_bytes;
+  ++used_blocks_[of_class];
   links_.Add(block, parent_block);
-  policy_->OnInsert(block, {.parent = parent_block}, 0);
+  policies_[of_class]->OnInsert(
+      block, {.parent = parent_block, .fingerprint = Fingerprint(key_space, key), .hint = hint}, now_ns);
+  if (hint.pin_until_ns > now_ns) PinByHintLocked(block, key_space, hint.pin_until_ns);
   tier_->pool().SetBlock(frame, block);
   key_space.blocks_stored.fetch_add(1, std::memory_order_relaxed);
   key_space.blocks_resident.fetch_add(1, std::memory_order_relaxed);

@@ -20,6 +20,11 @@ absl::Status NoSuchLease() {
       "no such lease in this session: it was released, is too old, or never was; look up again");
 }
 
+absl::Status NoSuchKeySpace(kv::KeySpaceId id) {
+  return absl::NotFoundError(
+      absl::StrCat("no key space ", id, " for this tenant; open it on this daemon first"));
+}
+
 }  // namespace
 
 Session::Session(TierStack* stack, uint64_t id, kv::TenantId tenant)
@@ -32,7 +37,7 @@ Session::~Session() {
     impl.sessions.erase(id_);
   }
   MutexLock lock(&mu_);
-  for (auto& [id, lease] : leases_) impl.Unpin(lease->frames);
+  for (auto& [id, lease] : leases_) impl.End(lease.get());
   impl.leases.fetch_sub(static_cast<int64_t>(leases_.size()), std::memory_order_relaxed);
   impl.leases_reclaimed_session->Add(leases_.size());
 }
@@ -48,10 +53,7 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
   const uint64_t lease_id = options.lease;
   TierStack::Impl& impl = *stack_->impl_;
   const KeySpace* key_space = impl.key_spaces.Find(tenant_, key_space_id);
-  if (key_space == nullptr) {
-    return absl::NotFoundError(absl::StrCat("no key space ", key_space_id,
-                                            " for this tenant; open it on this daemon first"));
-  }
+  if (key_space == nullptr) return NoSuchKeySpace(key_space_id);
   const bool counted = mode != LookupMode::kProbe;
   const bool pin = lease_id != kNoLease && counted;
   MutexLock lock(&mu_);
@@ -75,35 +77,50 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
   const bool prefix = mode == LookupMode::kPrefix;
   const uint64_t charge = pin ? keys.size() + (fresh != nullptr ? impl.kPinsPerLease : 0) : 0;
   const bool charged = impl.TryChargePins(charge);
-  const uint32_t n_here = impl.catalog.Find(
+  const uint32_t n_host = impl.catalog.Find(
       *key_space, keys, prefix, pin,
       [&impl, charged](uint64_t uncounted) { return charged && impl.MayLease(uncounted); }, found, &refused);
-  const bool kept = pin && (n_here > 0 || fresh == nullptr);  // a new lease of nothing is none
-  if (charged) impl.charged_pins.fetch_sub(kept ? keys.size() - n_here : charge, std::memory_order_relaxed);
+  std::vector<LowerTierLookup::Found> below;
+  if (impl.lower != nullptr && n_host < keys.size() && counted && !refused) {
+    below = impl.lower->Find(*key_space, keys, found, options, pin && charged);
+  }
 
   LookupAnswer answer;
-  answer.n_here = n_here;
-  answer.places.reserve(prefix ? std::min<size_t>(n_here + 1, keys.size()) : keys.size());
-  if (pin && lease->frames.empty()) lease->frames.reserve(n_here);  // else it grows by doubling
+  answer.places.reserve(prefix && below.empty() ? std::min<size_t>(n_host + 1, keys.size()) : keys.size());
+  if (pin && lease->frames.empty()) lease->frames.reserve(n_host);  // else it grows by doubling
   const TenantCounters& counters = impl.tenants[tenant_];
   bool leading = true;
+  uint32_t n_nvme = 0;
   Reason why_empty = Reason::kNone;  // found out once: it looks at every key space
   for (size_t i = 0; i < keys.size(); ++i) {
     BlockPlace place;
-    if (found[i].block != kv::kNoBlock) {
+    LowerTierLookup::Found* lower = below.empty() ? nullptr : &below[i];
+    const kv::FrameId frame = lower != nullptr && lower->frame != kv::kNoFrame ? lower->frame : found[i].frame;
+    if (frame != kv::kNoFrame) {
+      ++answer.n_here;
       answer.n_prefix += leading;
       if (pin) {
-        const auto at = impl.tier.pool().PlaceOf(found[i].frame);
+        const auto at = impl.tier.pool().PlaceOf(frame);
         place = {Reason::kNone, at.segment_id, at.header_offset,
                  static_cast<uint32_t>(key_space->identity.block_bytes), at.payload_offset, at.generation};
-        lease->frames.push_back(found[i].frame);
+        lease->frames.push_back(frame);
       }
+    } else if (lower != nullptr && lower->promotion != nullptr) {
+      ++answer.n_here;
+      ++answer.n_pending;
+      answer.n_prefix += leading;
+      n_nvme += lower->from_nvme;
+      place.reason = Reason::kPending;
+      place.payload_bytes = static_cast<uint32_t>(key_space->identity.block_bytes);
+      lease->promotions.push_back(std::move(lower->promotion));
     } else {
       if (prefix && !leading) {
         if (counted) counters.miss_blocks[static_cast<int>(Reason::kAfterMiss)]->Add(keys.size() - i);
         break;
       }
-      if (refused && impl.catalog.index().Find(key_space->id, keys[i]).has_value()) {
+      if (lower != nullptr && lower->reason != Reason::kNone) {
+        place.reason = lower->reason;
+      } else if (refused && impl.catalog.index().Find(key_space->id, keys[i]).has_value()) {
         place.reason = Reason::kLeaseLimit;
       } else if (why_empty != Reason::kNone) {
         place.reason = why_empty;
@@ -119,11 +136,19 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
   if (counted) {
     const uint64_t tokens = key_space->identity.tokens_per_block;
     counters.lookup_blocks->Add(keys.size());
-    counters.hit_blocks->Add(n_here);
+    counters.hit_blocks->Add(answer.n_here - n_nvme);
+    counters.nvme_hit_blocks->Add(n_nvme);
     counters.lookup_tokens->Add(keys.size() * tokens);
-    counters.hit_tokens->Add(n_here * tokens);
+    counters.hit_tokens->Add((answer.n_here - n_nvme) * tokens);
+    counters.nvme_hit_tokens->Add(n_nvme * tokens);
   }
 
+  const bool kept = pin && (answer.n_here > 0 || fresh == nullptr);  // a new lease of nothing is none
+  if (charged) {
+    const uint64_t unused = kept ? keys.size() - answer.n_here : charge;
+    impl.charged_pins.fetch_sub(unused, std::memory_order_relaxed);
+    if (kept) lease->charged_pins += charge - unused;
+  }
   if (kept) {
     lease->expires_ns = impl.clock->NowNs() + impl.options.lease_max_age_ns;
     answer.lease_id = lease_id;
@@ -136,6 +161,23 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
   return answer;
 }
 
+absl::Status Session::Locate(kv::KeySpaceId key_space_id, std::span<const BlockKey> keys, int64_t timeout_ns,
+                             std::function<void(std::vector<BlockPlace>)> done) {
+  TierStack::Impl& impl = *stack_->impl_;
+  const KeySpace* key_space = impl.key_spaces.Find(tenant_, key_space_id);
+  if (key_space == nullptr) return NoSuchKeySpace(key_space_id);
+  if (keys.empty()) return absl::InvalidArgumentError("Locate needs at least one key");
+  return impl.promoter->Locate(*key_space, keys, timeout_ns, std::move(done));
+}
+
+absl::StatusOr<uint32_t> Session::Hint(kv::KeySpaceId key_space_id, std::span<const BlockKey> keys,
+                                       const RetentionHint& hint) {
+  TierStack::Impl& impl = *stack_->impl_;
+  const KeySpace* key_space = impl.key_spaces.Find(tenant_, key_space_id);
+  if (key_space == nullptr) return NoSuchKeySpace(key_space_id);
+  return impl.catalog.Hint(*key_space, keys, hint);
+}
+
 absl::Status Session::Release(uint64_t lease_id) {
   TierStack::Impl& impl = *stack_->impl_;
   std::unique_ptr<Lease> lease;
@@ -145,7 +187,7 @@ absl::Status Session::Release(uint64_t lease_id) {
     if (node.empty()) return NoSuchLease();
     lease = std::move(node.mapped());
   }
-  impl.Unpin(lease->frames);
+  impl.End(lease.get());
   impl.leases.fetch_sub(1, std::memory_order_relaxed);
   impl.leases_released->Add();
   return absl::OkStatus();
@@ -175,7 +217,7 @@ void Session::ExpireLeases(int64_t now_ns) {
       ++it;
       continue;
     }
-    impl.Unpin(it->second->frames);
+    impl.End(it->second.get());
     leases_.erase(it++);
     impl.leases.fetch_sub(1, std::memory_order_relaxed);
     impl.leases_expired->Add();

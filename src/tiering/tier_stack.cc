@@ -1,7 +1,13 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 #include "tiering/tier_stack.h"
 
+#include <pthread.h>
+#include <sys/statvfs.h>
+
 #include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
 #include <random>
 #include <thread>
 #include <utility>
@@ -9,6 +15,7 @@
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/check.h"
+#include "kvstore/base/log.h"
 #include "kvstore/base/status_macros.h"
 #include "tiering/tier_stack_impl.h"
 
@@ -22,6 +29,10 @@ using kv::PrefixIndex;
 namespace {
 
 constexpr uint64_t kLeastArena = 16 << 20;
+constexpr double kPromotionShare = 0.25;  // of the arena: what may be on its way up at a time
+constexpr uint32_t kLoadQueueDepth = 4096;
+// How long the start waits for what the last process left, before the rest comes in beside serving.
+constexpr int64_t kRecoverAtStartNs = 150'000'000;
 
 uint64_t Random64() {
   std::random_device device;
@@ -31,6 +42,43 @@ uint64_t Random64() {
 uint64_t SegmentBytes(uint64_t arena_bytes) {
   const uint64_t even = kv::kExtentBytes * 2;  // whole huge pages
   return std::clamp<uint64_t>(arena_bytes / 64 / even * even, 16 << 20, 1 << 30);
+}
+
+uint64_t Share(uint64_t bytes, double ratio) {
+  return static_cast<uint64_t>(static_cast<double>(bytes) * ratio);
+}
+
+std::vector<std::string> TenantNames(const TierStackOptions& options) {
+  std::vector<std::string> names;
+  for (const TenantOptions& tenant : options.tenants) names.push_back(tenant.name);
+  return names;
+}
+
+// Null where memory that outlives the process cannot be had: the cache then works, but starts cold.
+absl::StatusOr<std::unique_ptr<HostMemoryDir>> OpenMemoryDir(const TierStackOptions& options,
+                                                             const MemoryPlan& plan) {
+  if (options.memory_dir.empty()) return nullptr;
+  const auto go_without = [&](absl::string_view why, absl::string_view mend) {
+    Log(LogLevel::kWarning, "host_memory_is_anonymous",
+        {{"memory_dir", options.memory_dir},
+         {"why", why},
+         {"consequence", "blocks in host memory will not survive a restart of the daemon"},
+         {"mend", mend}});
+    return std::unique_ptr<HostMemoryDir>();
+  };
+  struct statvfs fs {};
+  if (statvfs(options.memory_dir.c_str(), &fs) != 0) {
+    return go_without(std::strerror(errno), "mount a tmpfs there, or set host.memory_dir");
+  }
+  // Headers take up to a sixteenth beside the payload.
+  const uint64_t needed = plan.arena_bytes + plan.arena_bytes / 16;
+  if (const uint64_t size = fs.f_blocks * fs.f_frsize; size < needed) {
+    return go_without(absl::StrCat("it holds ", size >> 20, " MiB, the host tier needs ", needed >> 20, " MiB"),
+                      "enlarge it (mount -o remount,size=...; docker run --shm-size), or lower host.budget");
+  }
+  auto dir = HostMemoryDir::Open(HostMemoryDir::PathFor(options.memory_dir, options.run_dir), options.run_dir);
+  if (dir.ok() || absl::IsAlreadyExists(dir.status())) return dir;
+  return go_without(dir.status().message(), "mend it, or set host.memory_dir");
 }
 
 uint32_t CopyThreads(uint32_t configured) {
@@ -43,14 +91,22 @@ uint32_t CopyThreads(uint32_t configured) {
 absl::Status TierStackOptions::Validate() const {
   if (tenants.empty()) return absl::InvalidArgumentError("tenants: at least one tenant is needed");
   if (tenants.size() > 4096) return absl::InvalidArgumentError("tenants: at most 4096");
-  if (budget_bytes < process_bytes + 2 * kLeastArena) {
+  const uint64_t io_bytes = nvme.devices.size() * nvme.io_memory_bytes;
+  if (budget_bytes < process_bytes + io_bytes + 2 * kLeastArena) {
     return absl::InvalidArgumentError(
         absl::StrCat("host.budget is ", budget_bytes, " bytes; of these ", process_bytes,
-                     " are for the process itself (host.process_bytes) and at least ", 2 * kLeastArena,
+                     " are for the process itself (host.process_bytes), ", io_bytes,
+                     " for buffers of disks (nvme.io_memory each), and at least ", 2 * kLeastArena,
                      " must remain for blocks"));
   }
   if (!(max_leased_ratio > 0 && max_leased_ratio <= 1)) {
     return absl::InvalidArgumentError("host.max_leased_ratio must be above 0 and at most 1");
+  }
+  if (!(class_floor[0] >= 0 && class_floor[1] >= 0 && class_floor[0] + class_floor[1] <= 0.9)) {
+    return absl::InvalidArgumentError("host.kv_floor and host.shard_floor must be 0 or more, together at most 0.9");
+  }
+  if (!(max_pin_ratio >= 0 && max_pin_ratio <= 0.5)) {
+    return absl::InvalidArgumentError("host.max_pin_ratio must be 0 to 0.5");
   }
   if (lease_max_age_ns <= 0) return absl::InvalidArgumentError("host.lease_max_age must be positive");
   if (max_key_spaces == 0 || max_leases_per_session == 0 || store_queue_depth == 0) {
@@ -58,44 +114,72 @@ absl::Status TierStackOptions::Validate() const {
         "host.max_key_spaces, host.max_leases_per_session and host.store_queue_depth must be positive");
   }
   if (store_threads > 64) return absl::InvalidArgumentError("host.store_threads must be at most 64");
-  return MakeEvictionPolicy(eviction_policy, 1, 1).status();
+  RETURN_IF_ERROR(MakeEvictionPolicy(eviction_policy, 1, 1).status());
+  if (nvme.devices.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(MakeAdmissionPolicy(admission_policy, {}).status());
+  return nvme.Validate();
+}
+
+MemoryPlan MemoryPlan::For(const TierStackOptions& options) {
+  MemoryPlan plan;
+  uint64_t for_blocks = options.budget_bytes - options.process_bytes;
+  // Disks: their buffers, and their index as if blocks were small (64 KiB, 32 bytes each), but no more than
+  // a sixteenth.
+  uint64_t disk_bytes = 0;
+  for (const BlockDeviceOptions& device : options.nvme.devices) disk_bytes += device.bytes;
+  const uint64_t io_bytes = options.nvme.devices.size() * options.nvme.io_memory_bytes;
+  const uint64_t disk_index = std::min(disk_bytes / 2048, for_blocks / 16);
+  for_blocks -= std::min(for_blocks - 2 * kLeastArena, io_bytes + disk_index);
+  // A share for staging, and 3 % for the tables of frames (they depend on the block size); what those need
+  // beyond it comes out of segments nobody uses yet.
+  plan.staging_bytes = StagingShare::BytesFor(for_blocks);
+  plan.arena_bytes = (for_blocks - plan.staging_bytes) / 100 * 97;
+  plan.arena_bytes = plan.arena_bytes / (2 * kv::kExtentBytes) * (2 * kv::kExtentBytes);
+  plan.index_capacity = plan.arena_bytes / kv::kFrameAlign;
+  const uint64_t buckets = plan.index_capacity * 5;
+  const uint64_t misses = std::clamp<uint64_t>(plan.index_capacity * 2, 1 << 12, 1 << 20) * 4;
+  plan.static_bytes = options.process_bytes + buckets + misses;
+  return plan;
 }
 
 absl::StatusOr<std::unique_ptr<TierStack>> TierStack::Create(const TierStackOptions& options,
                                                              const Clock* clock, MetricRegistry* metrics) {
   RETURN_IF_ERROR(options.Validate());
-  // A share for staging, and 3 % for the tables of frames (they depend on the block size); what those need
-  // beyond it comes out of segments nobody uses yet.
-  const uint64_t for_blocks = options.budget_bytes - options.process_bytes;
-  const uint64_t staging = StagingShare::BytesFor(for_blocks);
-  uint64_t arena = (for_blocks - staging) / 100 * 97;
-  arena = arena / (2 * kv::kExtentBytes) * (2 * kv::kExtentBytes);
-  const uint64_t index_capacity = arena / kv::kFrameAlign;
-  const uint64_t buckets = index_capacity * 5;
-  const uint64_t misses = std::clamp<uint64_t>(index_capacity * 2, 1 << 12, 1 << 20) * 4;
-  ASSIGN_OR_RETURN(auto policy, MakeEvictionPolicy(options.eviction_policy, index_capacity + (1 << 20), 0));
-  return absl::WrapUnique(new TierStack(std::make_unique<Impl>(
-      options, clock, metrics, std::move(policy), arena, index_capacity, options.process_bytes + buckets + misses,
-      staging)));
+  const MemoryPlan plan = MemoryPlan::For(options);
+  Catalog::Policies policies;
+  for (auto& policy : policies) {
+    ASSIGN_OR_RETURN(policy, MakeEvictionPolicy(options.eviction_policy, plan.index_capacity + (1 << 20),
+                                                plan.arena_bytes >> 20));
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<HostMemoryDir> memory_dir, OpenMemoryDir(options, plan));
+  auto impl = std::make_unique<Impl>(options, plan, std::move(memory_dir), std::move(policies), clock, metrics);
+  RETURN_IF_ERROR(impl->AddLowerTiers(metrics));
+  impl->Recover();
+  return absl::WrapUnique(new TierStack(std::move(impl)));
 }
 
-TierStack::Impl::Impl(const TierStackOptions& stack_options, const Clock* the_clock, MetricRegistry* metrics,
-                      std::unique_ptr<EvictionPolicy> policy, uint64_t arena_bytes, uint64_t index_capacity,
-                      uint64_t static_bytes, uint64_t staging_bytes)
+TierStack::Impl::Impl(const TierStackOptions& stack_options, const MemoryPlan& memory_plan,
+                      std::unique_ptr<HostMemoryDir> dir, Catalog::Policies policies, const Clock* the_clock,
+                      MetricRegistry* metrics)
     : options(stack_options),
+      plan(memory_plan),
       clock(the_clock),
+      memory_dir(std::move(dir)),
       budget(stack_options.budget_bytes),
-      staging(staging_bytes, &budget),
+      staging(plan.staging_bytes, &budget),
       key_spaces(stack_options.max_key_spaces),
       // 4 bytes a pin: at most a thousandth of the arena, or 8 MiB.
-      max_pins(std::clamp<uint64_t>(index_capacity, 1 << 21, 1 << 29)),
+      max_pins(std::clamp<uint64_t>(plan.index_capacity, 1 << 21, 1 << 29)),
       lease_secret(Random64()),
-      tier((RegisterMetrics(metrics), TERRACE_CHECK(budget.TryCharge(static_bytes + staging_bytes)),
-            HostTier::Options{.segment_bytes = SegmentBytes(arena_bytes),
-                              .arena_bytes = arena_bytes,
-                              .prefault = stack_options.prefault,
-                              .huge_pages = stack_options.huge_pages,
-                              .overhead_bytes_per_frame = Catalog::kBytesPerBlock}),
+      tier((RegisterMetrics(metrics), TERRACE_CHECK(budget.TryCharge(plan.static_bytes + plan.staging_bytes)),
+            HostTier::Options{.segment_bytes = SegmentBytes(plan.arena_bytes),
+                              .arena_bytes = plan.arena_bytes,
+                              .prefault = options.prefault,
+                              .huge_pages = options.huge_pages,
+                              .overhead_bytes_per_frame = Catalog::kBytesPerBlock,
+                              .memory_dir = memory_dir.get(),
+                              .key_spaces = &key_spaces,
+                              .tenants = TenantNames(options)}),
            &budget,
            [this](kv::TenantId tenant, uint32_t segment_id) {
              std::function<void(kv::TenantId, uint32_t)> callback;
@@ -105,12 +189,82 @@ TierStack::Impl::Impl(const TierStackOptions& stack_options, const Clock* the_cl
              }
              if (callback) callback(tenant, segment_id);
            }),
-      catalog(index_capacity, Random64(), std::move(policy), &tier, &key_spaces,
-              {evictions, evicted_bytes, moved_bytes, integrity_checksum}),
-      copies(CopyThreads(stack_options.store_threads), stack_options.store_queue_depth) {}
+      catalog({.capacity = plan.index_capacity,
+               .hash_seed = Random64(),
+               .floor_bytes = {Share(plan.arena_bytes, options.class_floor[0]),
+                               Share(plan.arena_bytes, options.class_floor[1])},
+               .max_pin_bytes = Share(plan.arena_bytes, options.max_pin_ratio)},
+              std::move(policies), &tier, &key_spaces, clock,
+              {evictions, evicted_bytes, demote_evictions, demote_evicted_bytes, moved_bytes, integrity_checksum}),
+      copies(options.threads ? CopyThreads(stack_options.store_threads) : 0, stack_options.store_queue_depth),
+      load_copies(options.threads ? CopyThreads(0) : 0, kLoadQueueDepth) {}
+
+absl::Status TierStack::Impl::AddLowerTiers(MetricRegistry* metrics) {
+  if (!options.nvme.devices.empty()) {
+    NvmeOptions nvme_options = options.nvme;
+    nvme_options.threads = options.threads;
+    ASSIGN_OR_RETURN(nvme, NvmeTier::Create(nvme_options,
+                                            options.device_factory ? options.device_factory : OpenBlockDevice,
+                                            clock, &budget, metrics, &load_copies));
+  }
+  // There without lower tiers, too: Locate answers what is here and why the rest is not.
+  promoter = std::make_unique<Promoter>(&tier, &catalog, nvme.get(), clock, &rates,
+                                        Share(plan.arena_bytes, kPromotionShare), promotions);
+  if (nvme == nullptr) return absl::OkStatus();
+  uint64_t disk_bytes = 0;
+  for (const BlockDeviceOptions& device : options.nvme.devices) disk_bytes += device.bytes;
+  ASSIGN_OR_RETURN(auto admission,
+                   MakeAdmissionPolicy(options.admission_policy,
+                                       {.capacity_bytes = disk_bytes,
+                                        .write_bytes_per_day = options.nvme.write_bytes_per_day,
+                                        .expected_blocks = disk_bytes >> 20}));
+  demoter = std::make_unique<Demoter>(&tier, &catalog, nvme.get(), std::move(admission), clock, demotions,
+                                      options.threads);
+  lower = std::make_unique<LowerTierLookup>(&catalog, nvme.get(), promoter.get(), demoter.get(), &rates,
+                                            [this](uint64_t more_bytes) { return MayLease(more_bytes); });
+  return absl::OkStatus();
+}
+
+// What is little is there before the first client; the rest comes in beside serving.
+void TierStack::Impl::Recover() {
+  if (memory_dir == nullptr) return;
+  is_recovered = false;
+  const auto publish = [this](const HostTier::AdoptedBlock& block) {
+    static constexpr std::array<uint8_t, 24> kNoParent{};
+    const kv::KeySpaceId id = block.key_space->id;
+    const uint64_t parent =
+        block.parent_tag == kNoParent ? 0 : Catalog::TagOf(id, block.parent_tag.data());
+    const bool adopted = catalog.Adopt(*block.key_space, block.key, block.frame,
+                                       Catalog::TagOf(id, block.key.bytes.data()), parent);
+    recovered_blocks.fetch_add(adopted, std::memory_order_relaxed);
+    return adopted;
+  };
+  const auto finish = [this] {
+    catalog.LinkAdopted();
+    is_recovered = true;
+    Log(LogLevel::kInfo, "host_memory_adopted", {{"blocks", recovered_blocks.load()}});
+  };
+  const int64_t until_ns = Clock::Real()->NowNs() + kRecoverAtStartNs;
+  while (tier.AdoptStep(publish)) {
+    if (!options.threads || Clock::Real()->NowNs() < until_ns) continue;
+    recovery = std::thread([this, publish, finish] {
+      while (!stopping.load(std::memory_order_relaxed) && tier.AdoptStep(publish)) {
+      }
+      if (!stopping.load(std::memory_order_relaxed)) finish();
+    });
+    pthread_setname_np(recovery.native_handle(), "terrace-adopt");
+    return;
+  }
+  finish();
+}
 
 TierStack::Impl::~Impl() {
+  stopping = true;
+  if (recovery.joinable()) recovery.join();
+  if (demoter != nullptr) demoter->Stop();
   copies.Drain();
+  nvme.reset();  // ends what is under way; the promoter and the demoter hear of it
+  if (promoter != nullptr) promoter->EndWaiting();
   MutexLock lock(&mu);
   TERRACE_CHECK(sessions.empty());
 }
@@ -131,9 +285,15 @@ bool TierStack::Impl::TryChargePins(uint64_t pins) {
   return false;
 }
 
-void TierStack::Impl::Unpin(const std::vector<FrameId>& frames) {
-  tier.UnpinAll(frames);
-  charged_pins.fetch_sub(frames.size() + kPinsPerLease, std::memory_order_relaxed);
+void TierStack::Impl::End(Session::Lease* lease) {
+  tier.UnpinAll(lease->frames);
+  lease->promotions.clear();
+  charged_pins.fetch_sub(lease->charged_pins, std::memory_order_relaxed);
+}
+
+bool TierStack::Impl::IsBelow(const KeySpace& key_space, const BlockKey& key) const {
+  return nvme != nullptr && nvme->Find({key_space.digest, key, key_space.identity.block_bytes}) ==
+                                NvmeTier::Presence::kHere;
 }
 
 bool TierStack::Impl::IsFilling(const FillKey& block) const {
@@ -173,9 +333,10 @@ void TierStack::Impl::Put(const Session& session, PutRequest request) {
   bool reachable = true;
   if (request.parent.has_value()) {
     parent_frame = catalog.PinIfHere(key_space, *request.parent);
-    reachable = parent_frame.has_value() || IsFilling({key_space.id, *request.parent});
+    reachable = parent_frame.has_value() || IsFilling({key_space.id, *request.parent}) ||
+                promoter->IsUnderWay(key_space, *request.parent) || IsBelow(key_space, *request.parent);
   }
-  const auto frame = catalog.Allocate(tenant, bytes, reachable);
+  const auto frame = catalog.Allocate(key_space, reachable);
   if (!frame.has_value()) {
     if (parent_frame.has_value()) tier.Unpin(*parent_frame);
     return finish(request.done, Reason::kBudget);
@@ -192,17 +353,20 @@ void TierStack::Impl::Put(const Session& session, PutRequest request) {
   job.identity_seed = IdentitySeed(key_space.digest.data(), request.key.bytes.data(), bytes);
   job.checksums = std::move(request.checksums);
   job.done = [this, finish, end, frame = *frame, started = clock->NowNs(), &key_space, key = request.key,
-              parent = request.parent, done = request.done](gpu::CopyJob& copied, bool intact) {
+              parent = request.parent, hint = request.hint, done = request.done](gpu::CopyJob& copied, bool intact) {
     if (!intact) {
       tier.Abandon(frame);
       end();
       return finish(done, Reason::kBadChecksum);
     }
-    const uint64_t generation = tier.WriteHeader(frame, key_space, key, copied.checksums);
+    const uint64_t generation = tier.WriteHeader(frame, key_space, key, copied.checksums, parent);
     tier.pool().MakeReady(frame, generation);
-    const Reason reason = catalog.Publish(key_space, key, parent, frame);
+    const Reason reason = catalog.Publish(key_space, key, parent, frame, hint);
     end();
-    if (reason == Reason::kNone) host_in_bytes->Add(key_space.identity.block_bytes);
+    if (reason == Reason::kNone) {
+      host_in_bytes->Add(key_space.identity.block_bytes);
+      if (demoter != nullptr) demoter->OnStored(key_space, key);
+    }
     store_duration->ObserveNs(clock->NowNs() - started);
     finish(done, reason);
   };
@@ -264,14 +428,11 @@ void TierStack::ReleaseStaging(uint64_t bytes) { impl_->staging.Release(bytes); 
 
 absl::Status TierStack::ReadLeased(const KeySpace& key_space, const BlockKey& key, const BlockPlace& place,
                                    std::span<std::byte> target) {
-  PrefixIndex::Found found;
-  bool refused;
-  impl_->catalog.index().FindChain(key_space.id, {&key, 1}, true, &impl_->tier.pool(), [](uint64_t) { return true; },
-                                   {&found, 1}, &refused);
-  if (found.block == kv::kNoBlock) return absl::NotFoundError("the block was flushed");
-  const bool same = impl_->tier.pool().PlaceOf(found.frame).generation == place.generation;
-  const bool good = same && impl_->CheckPinned(key_space, key, found.frame, target);
-  impl_->tier.Unpin(found.frame);
+  const auto frame = impl_->catalog.PinIfHere(key_space, key);
+  if (!frame.has_value()) return absl::NotFoundError("the block was flushed");
+  const bool same = impl_->tier.pool().PlaceOf(*frame).generation == place.generation;
+  const bool good = same && impl_->CheckPinned(key_space, key, *frame, target);
+  impl_->tier.Unpin(*frame);
   if (!same) return absl::NotFoundError("the block was replaced; look up again");
   if (!good) return absl::DataLossError("the block failed its checksum and was dropped");
   impl_->host_out_bytes->Add(target.size());
@@ -279,22 +440,25 @@ absl::Status TierStack::ReadLeased(const KeySpace& key_space, const BlockKey& ke
 }
 
 bool TierStack::CheckReported(const KeySpace& key_space, const BlockKey& key, uint64_t generation) {
-  PrefixIndex::Found found;
-  bool refused;
-  impl_->catalog.index().FindChain(key_space.id, {&key, 1}, true, &impl_->tier.pool(), [](uint64_t) { return true; },
-                                   {&found, 1}, &refused);
-  if (found.block == kv::kNoBlock) return false;
-  const bool same = impl_->tier.pool().PlaceOf(found.frame).generation == generation;
-  const bool bad = same && !impl_->CheckPinned(key_space, key, found.frame, {});
-  impl_->tier.Unpin(found.frame);
+  const auto frame = impl_->catalog.PinIfHere(key_space, key);
+  if (!frame.has_value()) return false;
+  const bool same = impl_->tier.pool().PlaceOf(*frame).generation == generation;
+  const bool bad = same && !impl_->CheckPinned(key_space, key, *frame, {});
+  impl_->tier.Unpin(*frame);
   return bad;
 }
 
 void TierStack::Step() {
-  impl_->catalog.DrainTouches();
-  const int64_t now = impl_->clock->NowNs();
-  MutexLock lock(&impl_->mu);
-  for (auto& [id, session] : impl_->sessions) session->ExpireLeases(now);
+  Impl& impl = *impl_;
+  impl.catalog.Step();
+  if (!impl.options.threads) {
+    if (impl.demoter != nullptr) impl.demoter->Round();
+    if (impl.nvme != nullptr) impl.nvme->Step();
+  }
+  impl.promoter->Step();
+  const int64_t now = impl.clock->NowNs();
+  MutexLock lock(&impl.mu);
+  for (auto& [id, session] : impl.sessions) session->ExpireLeases(now);
 }
 
 void TierStack::WaitForStores() { impl_->copies.Drain(); }

@@ -46,6 +46,8 @@ struct TierStackOptions {
   uint32_t store_queue_depth = 1024;  // blocks waiting to be copied in, all sessions
   std::string memory_dir;         // tmpfs directory for the blocks' memory, which then outlives the process
                                   // and is taken over by the next one. Empty: anonymous, gone with it
+  std::string run_dir;            // whose memory it is: one daemon per run_dir
+  bool threads = true;            // false: nothing happens outside Step() and the calls (simulation)
   double class_floor[kBlockClasses] = {0.5, 0.1};  // of the blocks' memory, by BlockClass
   double max_pin_ratio = 0.1;     // of the blocks' memory: what one tenant's hints may pin
   NvmeOptions nvme;               // no devices: no NVMe tier

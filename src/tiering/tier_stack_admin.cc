@@ -1,8 +1,10 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// What operators and scrapes ask a TierStack: statistics, listings, flush, verify, metrics.
+// What operators ask a TierStack: statistics, listings, flush, verify.
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "tiering/tier_stack.h"
 #include "tiering/tier_stack_impl.h"
 
@@ -13,25 +15,50 @@ using kv::KeySpace;
 using kv::PrefixIndex;
 
 TierStackStats TierStack::Stats() const {
-  const auto usage = impl_->tier.pool().GetUsage();
+  const Impl& impl = *impl_;
+  const auto usage = impl.tier.pool().GetUsage();
   TierStackStats stats;
+  stats.host_recovery_ratio = impl.is_recovered ? 1.0 : std::min(impl.tier.adoption_ratio(), 0.999);
+  stats.recovered_blocks = impl.recovered_blocks.load(std::memory_order_relaxed);
   stats.tiers.push_back({.tier = "host",
-                         .capacity_bytes = impl_->tier.capacity_bytes(),
+                         .capacity_bytes = impl.tier.capacity_bytes(),
                          .used_bytes = usage.used_bytes,
                          .pinned_bytes = usage.pinned_bytes,
-                         .blocks = impl_->catalog.index().size(),
+                         .blocks = impl.catalog.index().size(),
                          .state = TierState::kOnline,
-                         .detail = ""});
-  stats.budget_bytes = impl_->budget.limit();
-  stats.budget_used_bytes = impl_->budget.used();
-  {
-    MutexLock lock(&impl_->mu);
-    stats.sessions = impl_->sessions.size();
+                         .detail = impl.is_recovered ? ""
+                                                     : absl::StrFormat("taking over: %.0f %%",
+                                                                       100 * stats.host_recovery_ratio)});
+  stats.index_bytes = impl.catalog.TableBytes();
+  if (impl.nvme != nullptr) {
+    stats.nvme = impl.nvme->GetStats();
+    std::string detail;
+    for (const NvmeTier::DeviceStats& device : stats.nvme->devices) {
+      if (!device.detail.empty()) absl::StrAppend(&detail, detail.empty() ? "" : "; ", device.detail);
+    }
+    stats.tiers.push_back({.tier = "nvme",
+                           .capacity_bytes = stats.nvme->capacity_bytes,
+                           .used_bytes = stats.nvme->used_bytes,
+                           .pinned_bytes = 0,
+                           .blocks = stats.nvme->blocks,
+                           .state = stats.nvme->state,
+                           .detail = detail});
+    stats.index_bytes += stats.nvme->index_bytes;
   }
-  stats.leases = static_cast<uint64_t>(std::max<int64_t>(0, impl_->leases.load(std::memory_order_relaxed)));
-  stats.key_spaces = impl_->key_spaces.List().size();
-  stats.index_bytes = impl_->catalog.TableBytes();
-  stats.prefaulted_bytes = impl_->tier.prefaulted_bytes();
+  for (int c = 0; c < kBlockClasses; ++c) {
+    const auto of = impl.catalog.GetClassStats(static_cast<BlockClass>(c));
+    stats.classes[c] = {of.floor_bytes, of.used_bytes, of.blocks};
+    if (c == 0) stats.policy = of.policy.name;
+  }
+  stats.budget_bytes = impl.budget.limit();
+  stats.budget_used_bytes = impl.budget.used();
+  {
+    MutexLock lock(&impl.mu);
+    stats.sessions = impl.sessions.size();
+  }
+  stats.leases = static_cast<uint64_t>(std::max<int64_t>(0, impl.leases.load(std::memory_order_relaxed)));
+  stats.key_spaces = impl.key_spaces.List().size();
+  stats.prefaulted_bytes = impl.tier.prefaulted_bytes();
   return stats;
 }
 
@@ -46,15 +73,16 @@ std::string TierStack::TenantName(kv::TenantId tenant) const {
 }
 
 std::optional<BlockInfo> TierStack::Stat(const KeySpace& key_space, const BlockKey& key) const {
-  PrefixIndex::Found found;
-  bool refused;
-  kv::FramePool& pool = impl_->tier.pool();
-  impl_->catalog.index().FindChain(
-      key_space.id, {&key, 1}, true, &pool, [](uint64_t) { return true; }, {&found, 1}, &refused);
-  if (found.block == kv::kNoBlock) return std::nullopt;
-  BlockInfo info{key, &key_space, key_space.identity.block_bytes, pool.PlaceOf(found.frame).generation,
-                 pool.Pins(found.frame) - 1, impl_->catalog.HasChildren(found.block), "host"};
-  impl_->tier.Unpin(found.frame);
+  const kv::FramePool& pool = impl_->tier.pool();
+  const auto frame = impl_->catalog.PinIfHere(key_space, key);
+  if (!frame.has_value()) {
+    if (!impl_->IsBelow(key_space, key)) return std::nullopt;
+    return BlockInfo{key, &key_space, key_space.identity.block_bytes, 0, 0, false, "nvme"};
+  }
+  const auto place = pool.PlaceOf(*frame);
+  BlockInfo info{key, &key_space, key_space.identity.block_bytes, place.generation,
+                 pool.Pins(*frame) - 1, impl_->catalog.HasChildren(place.block), "host"};
+  impl_->tier.Unpin(*frame);
   return info;
 }
 
@@ -71,7 +99,13 @@ std::vector<BlockInfo> TierStack::List(const KeySpace* key_space, size_t limit) 
   return blocks;
 }
 
-uint64_t TierStack::Flush(const KeySpace* key_space) { return impl_->catalog.Flush(key_space); }
+uint64_t TierStack::Flush(const KeySpace* key_space) {
+  uint64_t flushed = impl_->catalog.Flush(key_space);
+  if (impl_->nvme != nullptr) {
+    flushed += impl_->nvme->Flush(key_space == nullptr ? std::nullopt : std::optional(key_space->digest));
+  }
+  return flushed;
+}
 
 VerifyReport TierStack::Verify(const std::atomic<bool>* stop) {
   VerifyReport report;
@@ -80,110 +114,22 @@ VerifyReport TierStack::Verify(const std::atomic<bool>* stop) {
     if (stop != nullptr && stop->load(std::memory_order_relaxed)) return false;
     if (entry.key_space > all.size()) return true;  // opened since we began
     const KeySpace& key_space = *all[entry.key_space - 1];
-    PrefixIndex::Found found;
-    bool refused;
-    impl_->catalog.index().FindChain(key_space.id, {&entry.key, 1}, true, &impl_->tier.pool(),
-                                     [](uint64_t) { return true; }, {&found, 1}, &refused);
-    if (found.block == kv::kNoBlock) return true;
+    const auto frame = impl_->catalog.PinIfHere(key_space, entry.key);
+    if (!frame.has_value()) return true;
     ++report.blocks;
     report.bytes += key_space.identity.block_bytes;
     impl_->scrub_bytes->Add(key_space.identity.block_bytes);
-    report.corrupt += !impl_->CheckPinned(key_space, entry.key, found.frame, {});
-    impl_->tier.Unpin(found.frame);
+    report.corrupt += !impl_->CheckPinned(key_space, entry.key, *frame, {});
+    impl_->tier.Unpin(*frame);
     return true;
   });
-  return report;
-}
-
-void TierStack::Impl::RegisterMetrics(MetricRegistry* metrics) {
-  using Type = MetricRegistry::Type;
-  for (const TenantOptions& tenant : options.tenants) {
-    TenantCounters c{};
-    const MetricRegistry::Labels labels{{"tenant", tenant.name}};
-    const MetricRegistry::Labels tier_labels{{"tier", "host"}, {"tenant", tenant.name}};
-    c.lookup_blocks =
-        metrics->AddCounter("terrace_lookup_blocks_total", "Blocks asked for.", labels);
-    c.hit_blocks = metrics->AddCounter("terrace_hit_blocks_total",
-                                       "Blocks found, by the tier that had them.", tier_labels);
-    c.lookup_tokens = metrics->AddCounter("terrace_lookup_tokens_total",
-                                          "Tokens of the blocks asked for.", labels);
-    c.hit_tokens =
-        metrics->AddCounter("terrace_hit_tokens_total", "Tokens of the blocks found.", tier_labels);
-    for (const Reason reason :
-         {Reason::kCold, Reason::kEvicted, Reason::kCorrupt, Reason::kFlushed,
-          Reason::kKeySpaceEmpty, Reason::kModelDiffers, Reason::kLayoutDiffers,
-          Reason::kHashDiffers, Reason::kAfterMiss, Reason::kLeaseLimit}) {
-      c.miss_blocks[static_cast<int>(reason)] = metrics->AddCounter(
-          "terrace_miss_blocks_total", "Blocks asked for and not served, by reason.",
-          {{"reason", std::string(ReasonName(reason))}, {"tenant", tenant.name}});
-    }
-    for (const Reason reason : {Reason::kNone, Reason::kDuplicate, Reason::kBudget,
-                                Reason::kBadChecksum, Reason::kOverload, Reason::kCancelled}) {
-      c.store_blocks[static_cast<int>(reason)] = metrics->AddCounter(
-          "terrace_store_blocks_total", "Blocks offered for storing, by outcome (none: stored).",
-          {{"reason", std::string(ReasonName(reason))}, {"tenant", tenant.name}});
-    }
-    tenants.push_back(c);
+  if (impl_->nvme != nullptr) {
+    const NvmeTier::Verified below = impl_->nvme->Verify(stop);
+    report.blocks += below.blocks;
+    report.bytes += below.bytes;
+    report.corrupt += below.corrupt;
   }
-  const MetricRegistry::Labels host{{"tier", "host"}};
-  evictions = metrics->AddCounter("terrace_evictions_total", "Blocks evicted to make room.",
-                                  {{"tier", "host"}, {"cause", "capacity"}});
-  evicted_bytes = metrics->AddCounter("terrace_evicted_bytes_total", "Bytes of evicted blocks.",
-                                      {{"tier", "host"}, {"cause", "capacity"}});
-  moved_bytes = metrics->AddCounter(
-      "terrace_compaction_bytes_total",
-      "Bytes moved inside the tier to make room for blocks of another size.", host);
-  integrity_checksum =
-      metrics->AddCounter("terrace_integrity_failures_total",
-                          "Blocks that failed a check and were dropped. Page if it rises.",
-                          {{"tier", "host"}, {"reason", "checksum"}});
-  leases_expired =
-      metrics->AddCounter("terrace_leases_expired_total", "Leases ended for their age.");
-  leases_reclaimed_session = metrics->AddCounter("terrace_leases_reclaimed_total",
-                                                 "Leases ended with the session that held them.",
-                                                 {{"cause", "session_end"}});
-  leases_released =
-      metrics->AddCounter("terrace_leases_released_total", "Leases ended by their holder.");
-  host_in_bytes = metrics->AddCounter(
-      "terrace_transfer_bytes_total",
-      "Bytes moved by the daemon (loads through shared memory are the client's).",
-      {{"src", "client"}, {"dst", "host"}});
-  host_out_bytes = metrics->AddCounter(
-      "terrace_transfer_bytes_total",
-      "Bytes moved by the daemon (loads through shared memory are the client's).",
-      {{"src", "host"}, {"dst", "client"}});
-  scrub_bytes =
-      metrics->AddCounter("terrace_scrub_bytes_total", "Bytes re-read and checked.", host);
-  store_duration = metrics->AddHistogram("terrace_store_duration_seconds",
-                                         "From a block's arrival to its being visible.",
-                                         {{"src", "client"}, {"dst", "host"}});
-  const auto gauge = [&](const char* name, const char* help, MetricRegistry::Labels labels,
-                         std::function<double()> read) {
-    metrics->AddReader(name, help, Type::kGauge, std::move(labels), std::move(read));
-  };
-  gauge("terrace_tier_capacity_bytes", "Most payload bytes the tier can hold.", host,
-        [this] { return static_cast<double>(tier.capacity_bytes()); });
-  gauge("terrace_tier_used_bytes", "Payload bytes in use.", host,
-        [this] { return static_cast<double>(tier.pool().GetUsage().used_bytes); });
-  gauge("terrace_tier_pinned_bytes", "Payload bytes under lease.", host,
-        [this] { return static_cast<double>(tier.pool().pinned_bytes()); });
-  gauge("terrace_tier_blocks", "Blocks in the tier.", host,
-        [this] { return static_cast<double>(catalog.index().size()); });
-  gauge("terrace_budget_bytes", "What this process may use.", {},
-        [this] { return static_cast<double>(budget.limit()); });
-  gauge("terrace_budget_used_bytes", "What is spoken for: segments, tables, staging, the process.",
-        {}, [this] { return static_cast<double>(budget.used()); });
-  gauge("terrace_leases", "Leases held.", {},
-        [this] { return static_cast<double>(leases.load(std::memory_order_relaxed)); });
-  gauge("terrace_sessions", "Sessions open, over both doors.", {}, [this] {
-    MutexLock lock(&mu);
-    return static_cast<double>(sessions.size());
-  });
-  gauge("terrace_key_spaces", "Key spaces known.", {},
-        [this] { return static_cast<double>(key_spaces.List().size()); });
-  metrics->AddReader("terrace_policy_touches_dropped_total", "Access records the policy never saw.",
-                     Type::kCounter, {},
-                     [this] { return static_cast<double>(catalog.dropped_touches()); });
+  return report;
 }
 
 }  // namespace terrace::tiering

@@ -8,12 +8,18 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "gpu/host_copy_engine.h"
 #include "kvstore/base/memory_budget.h"
 #include "tiering/catalog.h"
+#include "tiering/demoter.h"
+#include "tiering/host_memory_dir.h"
 #include "tiering/host_tier.h"
+#include "tiering/load_rates.h"
+#include "tiering/lower_tier_lookup.h"
+#include "tiering/promoter.h"
 #include "tiering/staging_share.h"
 #include "tiering/tier_stack.h"
 
@@ -25,20 +31,36 @@ struct TenantCounters {
   Counter* hit_blocks;
   Counter* lookup_tokens;
   Counter* hit_tokens;
+  Counter* nvme_hit_blocks;
+  Counter* nvme_hit_tokens;
   Counter* miss_blocks[kReasonCount];   // by Reason; null where a lookup cannot answer it
   Counter* store_blocks[kReasonCount];  // by Reason; null where a store cannot end so
 };
 
-// Owner: TierStack. Threads: any. Members are built in this order and destroyed in reverse; the copy
-// engine goes first, so that no completion finds a half-destroyed stack.
+// How the budget is divided before anything is allocated.
+struct MemoryPlan {
+  uint64_t arena_bytes = 0;     // segments of the host tier
+  uint64_t staging_bytes = 0;   // share that is kept for clients' staging memory
+  uint64_t static_bytes = 0;    // the process and the tables that do not depend on the load
+  uint64_t index_capacity = 0;  // blocks
+  static MemoryPlan For(const TierStackOptions& options);
+};
+
+// Owner: TierStack. Threads: any. Members are built in this order and destroyed in reverse, but for what
+// Stop() ends first, so that no completion finds a half-destroyed stack.
 class TierStack::Impl {
  public:
-  Impl(const TierStackOptions& options, const Clock* clock, MetricRegistry* metrics,
-       std::unique_ptr<EvictionPolicy> policy, uint64_t arena_bytes, uint64_t index_capacity,
-       uint64_t static_bytes, uint64_t staging_bytes);
+  Impl(const TierStackOptions& options, const MemoryPlan& plan, std::unique_ptr<HostMemoryDir> memory_dir,
+       Catalog::Policies policies, const Clock* clock, MetricRegistry* metrics);
   ~Impl();
+  // The lower tiers and what moves blocks between them and host memory.
+  absl::Status AddLowerTiers(MetricRegistry* metrics);
+  // Begins to take over what the last process left; goes on in the background when there is much.
+  void Recover();
 
   void RegisterMetrics(MetricRegistry* metrics);
+  void RegisterTierMetrics(MetricRegistry* metrics);
+  void RegisterGauges(MetricRegistry* metrics);
   void Put(const Session& session, PutRequest request);
   // Checks a pinned frame; drops the block and counts when it is bad.
   bool CheckPinned(const kv::KeySpace& key_space, const kv::BlockKey& key, kv::FrameId frame,
@@ -52,16 +74,20 @@ class TierStack::Impl {
   // Leases cost memory here and count on frames: what all of them may name together is bounded, however
   // often a client asks for the same block. False: no room for so many more.
   bool TryChargePins(uint64_t pins);
-  // Ends the pins of a lease.
-  void Unpin(const std::vector<kv::FrameId>& frames);
+  // Lets go of everything that a lease holds.
+  void End(Session::Lease* lease);
 
   // Blocks whose bytes are being copied in, and how many stores of each: at most store_queue_depth.
   using FillKey = std::pair<kv::KeySpaceId, kv::BlockKey>;
   bool IsFilling(const FillKey& block) const;
+  // On a lower tier.
+  bool IsBelow(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
   void SetFilling(const FillKey& block, bool on);
 
   const TierStackOptions options;
+  const MemoryPlan plan;
   const Clock* const clock;
+  const std::unique_ptr<HostMemoryDir> memory_dir;  // null: anonymous memory
   MemoryBudget budget;
   StagingShare staging;
   kv::KeySpaceTable key_spaces;
@@ -69,6 +95,9 @@ class TierStack::Impl {
   Counter *evictions = nullptr, *evicted_bytes = nullptr, *moved_bytes = nullptr, *integrity_checksum = nullptr;
   Counter *leases_expired, *leases_reclaimed_session, *leases_released;
   Counter *host_in_bytes, *host_out_bytes, *scrub_bytes;
+  Counter *demote_evictions = nullptr, *demote_evicted_bytes = nullptr;
+  Promoter::Counters promotions;
+  Demoter::Counters demotions;
   Histogram* store_duration;
   std::atomic<int64_t> leases{0};
   const uint64_t max_pins;  // of all leases; a lease itself counts as kPinsPerLease
@@ -87,12 +116,25 @@ class TierStack::Impl {
 
   HostTier tier;
   Catalog catalog;
-  gpu::HostCopyEngine copies;
+  gpu::HostCopyEngine copies;       // stores
+  gpu::HostCopyEngine load_copies;  // what lower tiers deliver
+  LoadRates rates;
+  std::unique_ptr<NvmeTier> nvme;   // null: no devices
+  std::unique_ptr<Promoter> promoter;
+  std::unique_ptr<Demoter> demoter;          // null without lower tiers
+  std::unique_ptr<LowerTierLookup> lower;    // null without lower tiers
+
+  std::atomic<bool> stopping{false};
+  std::atomic<uint64_t> recovered_blocks{0};
+  std::atomic<bool> is_recovered{true};
+  std::thread recovery;  // of the host tier, while it lasts
 };
 
-// The set of pins of one lease.
+// What one lease holds in place.
 struct Session::Lease {
   std::vector<kv::FrameId> frames;
+  std::vector<std::shared_ptr<Promotion>> promotions;
+  uint64_t charged_pins = 0;
   int64_t expires_ns = 0;
 };
 

@@ -33,6 +33,27 @@ std::string Bold(const std::string& text) {
 
 void Print(const Table& table) { std::cout << table.ToText(StandardOutputHasColour()); }
 
+void PrintDevices(const v1::GetStatusResponse& status) {
+  if (status.devices_size() == 0) return;
+  std::cout << "\n";
+  Table devices({"DEVICE", "STATE", "IO", "USED", "BLOCKS", "READ", "WRITTEN", "READ RATE", "RECOVERED", "SCRUBBED"});
+  for (const v1::DeviceStatus& device : status.devices()) {
+    const double rate = device.read_bytes_per_second();
+    devices.Add({Printable(device.path()), device.state(), device.backend(), HumanBytes(device.used_bytes()),
+                 HumanCount(device.block_count()), HumanBytes(device.read_bytes()), HumanBytes(device.written_bytes()),
+                 rate > 0 ? absl::StrCat(HumanBytes(static_cast<uint64_t>(rate)), "/s") : "-",
+                 absl::StrFormat("%.0f %%", 100 * device.recovery_ratio()),
+                 absl::StrFormat("%.0f %%", 100 * device.scrub_ratio())});
+  }
+  Print(devices);
+  for (const v1::DeviceStatus& device : status.devices()) {
+    if (!device.detail().empty()) std::cout << Printable(device.path()) << ": " << Printable(device.detail()) << "\n";
+  }
+  if (status.has_write_budget()) {
+    std::cout << "write budget left: " << HumanBytes(status.write_budget_bytes()) << "\n";
+  }
+}
+
 void PrintStatus(const v1::GetStatusResponse& status) {
   std::cout << Bold("terraced ") << Printable(status.version()) << ", pid " << status.pid() << ", up "
             << HumanSeconds(Seconds(status.uptime())) << absl::StrFormat(", epoch %016x", status.epoch()) << "\n\n";
@@ -47,13 +68,19 @@ void PrintStatus(const v1::GetStatusResponse& status) {
             << "\n";
   std::cout << "clients   " << status.session_count() << " sessions, " << status.lease_count() << " leases, "
             << status.key_space_count() << " key spaces\n\n";
-  Table tiers({"TIER", "CAPACITY", "USED", "FILL", "LEASED", "BLOCKS"});
+  if (status.host_recovery_ratio() < 1) {
+    std::cout << absl::StrFormat("recovery  host memory of the last daemon: %.0f %% taken over, ",
+                                 100 * status.host_recovery_ratio())
+              << HumanCount(status.recovered_blocks()) << " blocks\n\n";
+  }
+  Table tiers({"TIER", "STATE", "CAPACITY", "USED", "FILL", "LEASED", "BLOCKS"});
   for (const v1::TierStatus& tier : status.tiers()) {
-    tiers.Add({tier.tier(), HumanBytes(tier.capacity_bytes()), HumanBytes(tier.used_bytes()),
+    tiers.Add({tier.tier(), tier.state(), HumanBytes(tier.capacity_bytes()), HumanBytes(tier.used_bytes()),
                Percent(tier.used_bytes(), tier.capacity_bytes()), HumanBytes(tier.pinned_bytes()),
                HumanCount(tier.block_count())});
   }
   Print(tiers);
+  PrintDevices(status);
   if (status.engine_connections_size() + status.grpc_sessions_size() == 0) return;
   std::cout << "\n";
   Table clients({"CLIENT", "DOOR", "TENANT", "PID", "UID", "LEASES", "STAGING", "CONNECTED"});

@@ -105,6 +105,20 @@ void BlockToProto(const tiering::BlockInfo& info, v1::Block* block) {
   block->set_tier(info.tier);
 }
 
+const char* TierStateName(tiering::TierState state) {
+  switch (state) {
+    case tiering::TierState::kStarting:
+      return "starting";
+    case tiering::TierState::kOnline:
+      return "online";
+    case tiering::TierState::kReadOnly:
+      return "readonly";
+    case tiering::TierState::kOffline:
+      return "offline";
+  }
+  return "unknown";
+}
+
 uint64_t Resident(const kv::KeySpace& key_space) {
   return static_cast<uint64_t>(std::max<int64_t>(0, key_space.blocks_resident.load()));
 }
@@ -208,7 +222,20 @@ class AdminService final : public v1::AdminService::Service {
       tier->set_used_bytes(usage.used_bytes);
       tier->set_pinned_bytes(usage.pinned_bytes);
       tier->set_block_count(usage.blocks);
+      tier->set_state(TierStateName(usage.state));
+      tier->set_detail(usage.detail);
     }
+    FillDevices(stats, response);
+    for (int c = 0; c < tiering::kBlockClasses; ++c) {
+      v1::ClassStatus* of_class = response->add_classes();
+      of_class->set_block_class(c == 0 ? "kv" : "shard");
+      of_class->set_used_bytes(stats.classes[c].used_bytes);
+      of_class->set_floor_bytes(stats.classes[c].floor_bytes);
+      of_class->set_block_count(stats.classes[c].blocks);
+    }
+    response->set_eviction_policy(stats.policy);
+    response->set_host_recovery_ratio(stats.host_recovery_ratio);
+    response->set_recovered_blocks(stats.recovered_blocks);
     response->set_budget_bytes(stats.budget_bytes);
     response->set_budget_used_bytes(stats.budget_used_bytes);
     response->set_index_bytes(stats.index_bytes);
@@ -216,6 +243,27 @@ class AdminService final : public v1::AdminService::Service {
     response->set_session_count(stats.sessions);
     response->set_lease_count(stats.leases);
     response->set_key_space_count(stats.key_spaces);
+  }
+
+  static void FillDevices(const tiering::TierStackStats& stats, v1::GetStatusResponse* response) {
+    if (!stats.nvme.has_value()) return;
+    for (const tiering::NvmeTier::DeviceStats& stat : stats.nvme->devices) {
+      v1::DeviceStatus* device = response->add_devices();
+      device->set_path(stat.path);
+      device->set_backend(stat.backend);
+      device->set_state(TierStateName(stat.state));
+      device->set_detail(stat.detail);
+      device->set_capacity_bytes(stat.capacity_bytes);
+      device->set_used_bytes(stat.used_bytes);
+      device->set_block_count(stat.blocks);
+      device->set_read_bytes(stat.read_bytes);
+      device->set_written_bytes(stat.written_bytes);
+      device->set_recovery_ratio(stat.recovery_ratio);
+      device->set_scrub_ratio(stat.scrub_ratio);
+      device->set_read_bytes_per_second(stat.read_bytes_per_s);
+    }
+    response->set_has_write_budget(stats.nvme->has_write_budget);
+    response->set_write_budget_bytes(stats.nvme->write_budget_bytes);
   }
 
   void FillConnections(v1::GetStatusResponse* response) const {

@@ -231,6 +231,18 @@ class Loader {
     ResolveBudget();
     c.stack.tenants.clear();
     for (const TenantConfig& tenant : c.tenants) c.stack.tenants.push_back({tenant.name});
+    c.stack.run_dir = c.run_dir;
+    std::set<std::string> paths;
+    for (tiering::BlockDeviceOptions& device : c.stack.nvme.devices) {
+      using Backend = tiering::BlockDeviceOptions::Backend;
+      device.backend = c.nvme_io == "posix"      ? Backend::kPosix
+                       : c.nvme_io == "io_uring" ? Backend::kIoUring
+                                                 : Backend::kAuto;
+      device.depth = c.nvme_depth;
+      if (!paths.insert(device.path).second) {
+        Error("", absl::StrCat("nvme.devices: ", device.path, " stands twice"));
+      }
+    }
     if (const absl::Status status = c.stack.Validate(); !status.ok()) {
       Error("", absl::string_view(status.message().data(), status.message().size()));
     }

@@ -13,6 +13,7 @@
 #include "absl/strings/strip.h"
 #include "api/server/config_value.h"
 #include "kvstore/base/status_macros.h"
+#include "tiering/policy/eviction_policy.h"
 
 namespace terrace::api {
 namespace {
@@ -41,9 +42,49 @@ absl::Status SetBool(absl::string_view text, bool* target) {
   return absl::OkStatus();
 }
 
-absl::Status SetWord(absl::string_view text, std::initializer_list<const char*> words, std::string* target) {
+absl::Status SetRatio(absl::string_view text, double* target) {
+  ASSIGN_OR_RETURN(*target, ParseRatio(text));
+  return absl::OkStatus();
+}
+
+absl::Status SetDuration(absl::string_view text, int64_t min_ns, int64_t* target) {
+  ASSIGN_OR_RETURN(const int64_t ns, ParseDuration(text));
+  if (ns < min_ns) return absl::InvalidArgumentError(absl::StrCat("a duration of at least ", FormatDuration(min_ns)));
+  *target = ns;
+  return absl::OkStatus();
+}
+
+// "/mnt/nvme0/terrace=800GiB, /dev/nvme1n1".
+absl::Status SetDevices(absl::string_view text, std::vector<tiering::BlockDeviceOptions>* target) {
+  std::vector<tiering::BlockDeviceOptions> devices;
+  for (absl::string_view part : absl::StrSplit(text, ',', absl::SkipWhitespace())) {
+    part = absl::StripAsciiWhitespace(part);
+    const size_t equals = part.rfind('=');
+    tiering::BlockDeviceOptions device;
+    device.path = ToString(part.substr(0, equals));
+    const absl::StatusOr<uint64_t> bytes =
+        equals == absl::string_view::npos ? absl::StatusOr<uint64_t>(0) : ParseSize(part.substr(equals + 1));
+    if (device.path.empty() || device.path[0] != '/' || !bytes.ok() || *bytes > kMaxSize) {
+      return absl::InvalidArgumentError(
+          "a list such as [/mnt/nvme0/terrace=800GiB, /dev/nvme1n1]: absolute paths, files with a size");
+    }
+    device.bytes = *bytes / tiering::kIoAlign * tiering::kIoAlign;
+    devices.push_back(std::move(device));
+  }
+  *target = std::move(devices);
+  return absl::OkStatus();
+}
+
+std::string DevicesText(const std::vector<tiering::BlockDeviceOptions>& devices) {
+  return absl::StrJoin(devices, ",", [](std::string* out, const tiering::BlockDeviceOptions& device) {
+    absl::StrAppend(out, device.path);
+    if (device.bytes != 0) absl::StrAppend(out, "=", FormatSize(device.bytes));
+  });
+}
+
+absl::Status SetWord(absl::string_view text, const std::vector<std::string>& words, std::string* target) {
   std::string accepted;
-  for (const char* word : words) {
+  for (const std::string& word : words) {
     if (text == word) {
       *target = word;
       return absl::OkStatus();
@@ -123,8 +164,14 @@ std::vector<ConfigOption> MakeOptions() {
       {"host.huge_pages", "bool", "Use reserved huge pages (`vm.nr_hugepages`) for payloads as far as they reach.",
        [](tv t, Config* c) { return SetBool(t, &c->stack.huge_pages); },
        [](const Config& c) { return BoolText(c.stack.huge_pages); }},
-      {"host.eviction_policy", "word", "Order in which blocks make room: `lru`.",
-       [](tv t, Config* c) { return SetWord(t, {"lru"}, &c->stack.eviction_policy); },
+      {"host.memory_dir", "path",
+       "Memory file system (tmpfs) in which the blocks' memory outlives the daemon, so that the next one starts warm. "
+       "Empty: anonymous memory, gone with the process.",
+       [](tv t, Config* c) { return SetPath(t, true, &c->stack.memory_dir); },
+       [](const Config& c) { return c.stack.memory_dir; }},
+      {"host.eviction_policy", "word",
+       "Order in which blocks make room: `terrace` (adapts), `lru`, `s3fifo`, `arc`, `lru2`. See docs/replay.md.",
+       [](tv t, Config* c) { return SetWord(t, tiering::EvictionPolicyNames(), &c->stack.eviction_policy); },
        [](const Config& c) { return c.stack.eviction_policy; }},
       {"host.store_threads", "number", "Threads that copy stored blocks in. 0: 1 on up to 4 cores, else 2.",
        [](tv t, Config* c) { return SetUint(t, 0, 64, &c->stack.store_threads); },
@@ -150,12 +197,55 @@ std::vector<ConfigOption> MakeOptions() {
        "A lease not renewed for so long ends. The second line of defence: a client that dies loses its leases at "
        "once.",
        [](tv t, Config* c) -> absl::Status {
-         ASSIGN_OR_RETURN(const int64_t ns, ParseDuration(t));
-         if (ns < 1'000'000'000) return absl::InvalidArgumentError("a duration of at least 1s");
-         c->stack.lease_max_age_ns = ns;
-         return absl::OkStatus();
+         return SetDuration(t, 1'000'000'000, &c->stack.lease_max_age_ns);
        },
        [](const Config& c) { return FormatDuration(c.stack.lease_max_age_ns); }},
+      {"host.kv_floor", "ratio", "Share of the blocks' memory that training shards never take from KV blocks.",
+       [](tv t, Config* c) { return SetRatio(t, &c->stack.class_floor[0]); },
+       [](const Config& c) { return absl::StrCat(c.stack.class_floor[0]); }},
+      {"host.shard_floor", "ratio", "Share of the blocks' memory that KV blocks never take from training shards.",
+       [](tv t, Config* c) { return SetRatio(t, &c->stack.class_floor[1]); },
+       [](const Config& c) { return absl::StrCat(c.stack.class_floor[1]); }},
+      {"host.max_pin_ratio", "ratio",
+       "Share of the blocks' memory that one tenant's retention hints may pin. Pins beyond it are left out.",
+       [](tv t, Config* c) { return SetRatio(t, &c->stack.max_pin_ratio); },
+       [](const Config& c) { return absl::StrCat(c.stack.max_pin_ratio); }},
+      {"nvme.devices", "list",
+       "Disks of the NVMe tier: PATH=SIZE, one file each, made and filled with reserved space at the start; or a raw "
+       "block device (without =SIZE: all of it). Empty: no NVMe tier.",
+       [](tv t, Config* c) { return SetDevices(t, &c->stack.nvme.devices); },
+       [](const Config& c) { return DevicesText(c.stack.nvme.devices); }},
+      {"nvme.io", "word", "How disks are driven: `auto` (io_uring where the kernel allows it), `io_uring`, `posix`.",
+       [](tv t, Config* c) { return SetWord(t, {"auto", "io_uring", "posix"}, &c->nvme_io); },
+       [](const Config& c) { return c.nvme_io; }},
+      {"nvme.depth", "number", "Requests that a disk has in hand at a time.",
+       [](tv t, Config* c) { return SetUint(t, 4, 1024, &c->nvme_depth); },
+       [](const Config& c) { return absl::StrCat(c.nvme_depth); }},
+      {"nvme.io_memory", "size",
+       "Read and write buffers of a disk, charged to the budget. A block may be a quarter of it at most.",
+       [](tv t, Config* c) { return SetSize(t, 8ull << 20, &c->stack.nvme.io_memory_bytes); },
+       [](const Config& c) { return FormatSize(c.stack.nvme.io_memory_bytes); }},
+      {"nvme.write_budget_per_day", "size",
+       "Bytes that may be written to all disks in a day, for their endurance; kept over restarts. 0: no limit.",
+       [](tv t, Config* c) { return SetSize(t, 0, &c->stack.nvme.write_bytes_per_day); },
+       [](const Config& c) { return FormatSize(c.stack.nvme.write_bytes_per_day); }},
+      {"nvme.admission_policy", "word",
+       "Which blocks are worth a write: `adaptive`, `all`, `second_use`. See docs/replay.md.",
+       [](tv t, Config* c) { return SetWord(t, {"adaptive", "all", "second_use"}, &c->stack.admission_policy); },
+       [](const Config& c) { return c.stack.admission_policy; }},
+      {"nvme.read_deadline", "duration", "A load from disk that takes longer is answered as a miss (`deadline`).",
+       [](tv t, Config* c) { return SetDuration(t, 10'000'000, &c->stack.nvme.read_deadline_ns); },
+       [](const Config& c) { return FormatDuration(c.stack.nvme.read_deadline_ns); }},
+      {"nvme.retry", "duration", "How often a disk that is out of service is tried again.",
+       [](tv t, Config* c) { return SetDuration(t, 100'000'000, &c->stack.nvme.retry_ns); },
+       [](const Config& c) { return FormatDuration(c.stack.nvme.retry_ns); }},
+      {"nvme.scrub_period", "duration", "Time in which everything on disk is read and checked once. 0s: never.",
+       [](tv t, Config* c) { return SetDuration(t, 0, &c->stack.nvme.scrub_period_ns); },
+       [](const Config& c) { return FormatDuration(c.stack.nvme.scrub_period_ns); }},
+      {"nvme.checkpoint_interval", "duration",
+       "Least time between two checkpoints of the index. A power loss costs what was written since.",
+       [](tv t, Config* c) { return SetDuration(t, 100'000'000, &c->stack.nvme.checkpoint_ns); },
+       [](const Config& c) { return FormatDuration(c.stack.nvme.checkpoint_ns); }},
       {"engine.socket", "path", "Socket of `libterrace`. Empty: `run_dir`/engine.sock.",
        [](tv t, Config* c) { return SetPath(t, true, &c->engine_socket); },
        [](const Config& c) { return c.engine_socket; }},

@@ -168,8 +168,9 @@ std::string Daemon::StatusText() const {
   absl::StrAppendFormat(&text, "budget   %d of %d MiB used\n", stats.budget_used_bytes >> 20,
                         stats.budget_bytes >> 20);
   for (const tiering::TierUsage& tier : stats.tiers) {
-    absl::StrAppendFormat(&text, "%-8s %d of %d MiB used, %d MiB leased, %d blocks\n", tier.tier,
-                          tier.used_bytes >> 20, tier.capacity_bytes >> 20, tier.pinned_bytes >> 20, tier.blocks);
+    absl::StrAppendFormat(&text, "%-8s %d of %d MiB used, %d MiB leased, %d blocks%s%s\n", tier.tier,
+                          tier.used_bytes >> 20, tier.capacity_bytes >> 20, tier.pinned_bytes >> 20, tier.blocks,
+                          tier.detail.empty() ? "" : "; ", tier.detail);
   }
   absl::StrAppendFormat(&text, "clients  %d sessions, %d leases, %d key spaces\n\n", stats.sessions, stats.leases,
                         stats.key_spaces);

@@ -128,7 +128,8 @@ class NvmeTier {
   struct Stats {
     std::vector<DeviceStats> devices;
     uint64_t capacity_bytes = 0, used_bytes = 0, blocks = 0, index_bytes = 0;
-    uint64_t write_budget_bytes = 0;  // left to be written now; 0 and write_bytes_per_day == 0: no limit
+    bool has_write_budget = false;    // write_bytes_per_day is set
+    uint64_t write_budget_bytes = 0;  // left to be written now
     TierState state = TierState::kStarting;  // the best of its devices'
   };
   Stats GetStats() const;
