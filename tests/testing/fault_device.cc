@@ -210,7 +210,8 @@ void FaultDevice::OnInner(const IoResult& result) {
     const uint64_t first = draw % sectors;
     const uint64_t end = first + (draw >> 32) % (first == 0 ? sectors : sectors - first + 1);
     if (end > first) {
-      std::memcpy(slot->altered->bytes.data() + first * kSector, buffer.data() + first * kSector, (end - first) * kSector);
+      const size_t at = first * kSector;
+      std::memcpy(slot->altered->bytes.data() + at, buffer.data() + at, (end - first) * kSector);
     }
     IoRequest write = slot->request;
     write.tag = result.tag;
