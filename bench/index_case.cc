@@ -42,7 +42,7 @@ int IndexWorkerMain(uint64_t keys) {
   const double before = ResidentAnonymousBytes();
   kv::PrefixIndex index(keys, Mix(7));
   kv::ChainLinks links(index.capacity());
-  auto policy = tiering::MakeEvictionPolicy("lru", index.capacity());
+  auto policy = tiering::MakeEvictionPolicy("lru", index.capacity(), keys);
   TERRACE_CHECK(policy.ok());
   kv::BlockId parent = kv::kNoBlock;
   uint64_t full = 0;
@@ -56,7 +56,7 @@ int IndexWorkerMain(uint64_t keys) {
     }
     TERRACE_CHECK(inserted == kv::PrefixIndex::Inserted::kYes);
     links.Add(block, parent);
-    (*policy)->OnInsert(block, parent);
+    (*policy)->OnInsert(block, {.parent = parent, .fingerprint = i}, static_cast<int64_t>(i));
     parent = block;
   }
   const double tables = ResidentAnonymousBytes() - before;

@@ -55,7 +55,7 @@ class HangingDaemon {
       std::memcpy(&header, packet.data(), sizeof(header));
       if (greet_ && header.type == static_cast<uint16_t>(wire::Type::kHello)) {
         wire::Welcome welcome{};
-        welcome.version = 1;
+        welcome.version = wire::kVersion;
         welcome.max_keys = 4096;
         welcome.epoch = 77;
         Answer(header.request_id, header.type, &welcome, sizeof(welcome));
@@ -205,7 +205,7 @@ TEST_F(ClientTest, KeySpacesPagesAndOperationsRefuseBadArguments) {
   part.mode = 0;
   EXPECT_EQ(terrace_lookup(client, &part, 0, 0, 0), TERRACE_INVALID_ARGUMENT);
   EXPECT_EQ(terrace_lookup(client, nullptr, 1, 0, 0), TERRACE_INVALID_ARGUMENT);
-  EXPECT_EQ(terrace_lookup(client, &part, 1, 2, 0), TERRACE_INVALID_ARGUMENT);
+  EXPECT_EQ(terrace_lookup(client, &part, 1, 4, 0), TERRACE_INVALID_ARGUMENT);
   terrace_client* second_client = Connect();
   EXPECT_EQ(terrace_lookup(second_client, &part, 1, 0, 0), TERRACE_INVALID_ARGUMENT);
   EXPECT_TRUE(TextHas("another client's"));

@@ -54,7 +54,9 @@ class EngineProtocolTest : public ::testing::Test {
 };
 
 TEST_F(EngineProtocolTest, OlderAndNewerClientsAreToldWhatToUpdate) {
-  for (const auto& [low, high] : {std::pair<uint16_t, uint16_t>{0, 0}, {2, 2}, {7, 65535}, {1, 0}}) {
+  constexpr uint16_t kOlder = wire::kVersionMin - 1, kNewer = wire::kVersion + 1;
+  for (const auto& [low, high] :
+       {std::pair<uint16_t, uint16_t>{0, kOlder}, {kNewer, kNewer}, {kNewer + 4, 65535}, {1, 0}}) {
     RawClient client(rig_.path());
     wire::Hello hello = RawClient::HelloFor("default");
     hello.version_min = low;
@@ -80,7 +82,7 @@ TEST_F(EngineProtocolTest, ClientThatSpeaksMoreVersionsGetsTheHighestCommonOne) 
 }
 
 TEST_F(EngineProtocolTest, MessageOfAnotherVersionEndsTheConnection) {
-  for (const uint16_t version : std::initializer_list<uint16_t>{0, 2, 65535}) {
+  for (const uint16_t version : std::initializer_list<uint16_t>{0, wire::kVersion + 1, 65535}) {
     auto client = rig_.Client();
     ExpectAnswerAndClose(client.get(), RawClient::Encode(wire::Type::kPing, 9, {}, 0, version),
                          absl::StatusCode::kFailedPrecondition);
@@ -139,7 +141,7 @@ TEST_F(EngineProtocolTest, HeadersThatLieEndTheConnection) {
   for (const uint64_t bytes : {1ull, 1ull << 31, 1ull << 32, 1ull << 63, ~0ull, ~0ull - 23}) {
     broken([bytes](wire::Header* h) { h->body_bytes = bytes; });
   }
-  for (const uint16_t type : std::initializer_list<uint16_t>{0, 10, 64, 65, 65535}) {
+  for (const uint16_t type : std::initializer_list<uint16_t>{0, 12, 64, 65, 65535}) {
     broken([type](wire::Header* h) { h->type = type; });
   }
   ExpectServes();

@@ -15,6 +15,7 @@
 
 #include "api/client/core.h"
 #include "api/client/load_op.h"
+#include "api/client/locate.h"
 #include "api/client/lookup.h"
 #include "api/client/ref.h"
 #include "kvstore/base/reason.h"
@@ -25,6 +26,7 @@ namespace {
 constexpr char kDefaultSocket[] = "/run/terrace/engine.sock";
 constexpr uint32_t kMaxCopyThreads = 16;
 constexpr uint32_t kMaxRequestTimeoutMs = 3'600'000;
+constexpr uint32_t kMaxLoadTimeoutMs = 3'600'000;
 constexpr uint32_t kMaxLookupKeys = 1'048'576;
 constexpr uint32_t kMaxLookupParts = 1024;
 
@@ -85,6 +87,11 @@ Result ReadOptions(const terrace_options* options, Core::Options* out) {
   }
   if (options->request_timeout_ms > 0) out->link.request_timeout_ms = options->request_timeout_ms;
   out->staging_bytes = options->staging_bytes;
+  if (options->load_timeout_ms > kMaxLoadTimeoutMs) {
+    return Fail(TERRACE_INVALID_ARGUMENT, "terrace_options.load_timeout_ms is %u, at most %u",
+                options->load_timeout_ms, kMaxLoadTimeoutMs);
+  }
+  if (options->load_timeout_ms > 0) out->load_timeout_ms = options->load_timeout_ms;
   return {};
 }
 
@@ -135,7 +142,7 @@ Result Lookup(terrace_client* client, terrace_lookup_part* parts, uint32_t n_par
     return Fail(TERRACE_INVALID_ARGUMENT, "n_parts is %u, must be 1 to %u", n_parts,
                 kMaxLookupParts);
   }
-  if ((flags & ~uint32_t{TERRACE_LOOKUP_NO_LEASE}) != 0) {
+  if ((flags & ~uint32_t{TERRACE_LOOKUP_NO_LEASE | TERRACE_LOOKUP_MAY_WAIT}) != 0) {
     return Fail(TERRACE_INVALID_ARGUMENT, "flags has unknown bits: 0x%x", flags);
   }
   for (uint32_t i = 0; i < n_parts; ++i) {
@@ -152,7 +159,9 @@ Result Lookup(terrace_client* client, terrace_lookup_part* parts, uint32_t n_par
     questions[i] = {&parts[i], parts[i].keyspace->key_space.get()};
   }
   return RunLookup(&link, client->core->stats.get(), {questions, n_parts},
-                   (flags & TERRACE_LOOKUP_NO_LEASE) == 0, deadline);
+                   {.lease = (flags & TERRACE_LOOKUP_NO_LEASE) == 0,
+                    .may_wait = (flags & TERRACE_LOOKUP_MAY_WAIT) != 0},
+                   deadline);
 }
 
 Result Release(terrace_client* client, uint64_t lease, bool wait) {
@@ -186,9 +195,17 @@ Result View(terrace_client* client, terrace_keyspace* keyspace, const terrace_re
   }
   Ref ref{};
   std::shared_ptr<Segment> segment;
+  found = Reason::kNone;
   if (!DecodeRef(*encoded, &ref) || ref.epoch != opened.epoch) {
     found = Reason::kStale;
-  } else {
+  } else if (IsPending(ref)) {
+    const Result located =
+        LocateOne(connection.get(), opened.id, key, Deadline::AfterMs(core.link.request_timeout_ms()),
+                  &ref.place);
+    if (!located.ok()) return located;
+    found = ref.place.reason < kReasonCount ? static_cast<Reason>(ref.place.reason) : Reason::kUnavailable;
+  }
+  if (found == Reason::kNone) {
     const Result got = core.link.segments()->Get(
         connection.get(), ref.epoch, ref.place.segment_id,
         Deadline::AfterMs(core.link.request_timeout_ms()), &segment);
@@ -370,7 +387,7 @@ terrace_status terrace_view(terrace_client* client, terrace_keyspace* keyspace,
 int terrace_view_valid(terrace_client* client, const terrace_ref* encoded) {
   Ref ref;
   if (client == nullptr || encoded == nullptr || client->core->InForkedChild()) return 0;
-  if (!DecodeRef(*encoded, &ref)) return 0;
+  if (!DecodeRef(*encoded, &ref) || IsPending(ref)) return 0;
   const auto segment = client->core->link.segments()->Find(ref.epoch, ref.place.segment_id);
   if (segment == nullptr || !segment->Contains(ref.place)) return 0;
   // The reads of the view come before this one.

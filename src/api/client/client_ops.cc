@@ -77,7 +77,13 @@ Result Load(terrace_client* client, terrace_keyspace* keyspace, const terrace_re
   Core& core = *client->core;
   auto load = std::make_shared<LoadOp>(std::move(work), refs, std::move(connection),
                                        core.link.segments(), core.link.request_timeout_ms());
-  if (Result queued = core.copies.Submit(load); !queued.ok()) return queued;
+  if (!load->pending().empty()) {
+    if (Result queued = core.locator.Submit(load); !queued.ok()) return queued;
+  }
+  if (Result queued = core.copies.Submit(load); !queued.ok()) {
+    load->Abandon();
+    return queued;
+  }
   *op = new terrace_op{client->core, std::move(load)};
   return {};
 }

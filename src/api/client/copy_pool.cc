@@ -18,10 +18,24 @@ Result CopyPool::Submit(std::shared_ptr<LoadOp> op) {
     if (!StartLocked()) {
       return Fail(TERRACE_RESOURCE_EXHAUSTED, "no thread can be started; raise the process limit");
     }
-    queue_.push_back(std::move(op));
+    EnqueueLocked(std::move(op));
   }
   for (uint32_t i = 0; i < std::min(blocks, thread_count_); ++i) work_.notify_one();
   return {};
+}
+
+void CopyPool::EnqueueLocked(std::shared_ptr<LoadOp> op) {
+  if (op->queued || !op->HasWork()) return;
+  op->queued = true;
+  queue_.push_back(std::move(op));
+}
+
+void CopyPool::Resume(const std::shared_ptr<LoadOp>& op) {
+  {
+    std::lock_guard lock(mu_);
+    if (!stopping_) EnqueueLocked(op);
+  }
+  work_.notify_all();
 }
 
 bool CopyPool::StartLocked() {
@@ -41,9 +55,13 @@ void CopyPool::Run() {
     if (stopping_) return;
     const std::shared_ptr<LoadOp> op = queue_.front();
     lock.unlock();
-    const bool more = op->CopySome(&scratch, /*may_ask=*/true);
+    op->CopySome(&scratch);
     lock.lock();
-    if (!more && !queue_.empty() && queue_.front() == op) queue_.pop_front();
+    // Looked at under the lock: what arrives from now on finds the load not queued.
+    if (!op->HasWork() && !queue_.empty() && queue_.front() == op) {
+      op->queued = false;
+      queue_.pop_front();
+    }
   }
 }
 

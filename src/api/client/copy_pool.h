@@ -16,7 +16,8 @@
 
 namespace terrace::client {
 
-// Owner: Core. Threads: any. Limits: kMaxQueued loads not yet taken up, then ResourceExhausted.
+// Owner: Core. Threads: any. Limits: kMaxQueued loads not yet taken up, then ResourceExhausted; a load
+// whose blocks are still on their way stands in no queue here.
 // The threads start with the first load: a client that only asks never has them.
 class CopyPool {
  public:
@@ -25,11 +26,14 @@ class CopyPool {
   ~CopyPool() { Stop(); }
 
   Result Submit(std::shared_ptr<LoadOp> op);
+  // A load that was submitted has more blocks to be copied. Never refused: it counts since its start.
+  void Resume(const std::shared_ptr<LoadOp>& op);
   // Ends all loads: blocks not yet copied are cancelled. Joins the threads.
   void Stop();
 
  private:
   bool StartLocked();
+  void EnqueueLocked(std::shared_ptr<LoadOp> op);
   void Run();
 
   const uint32_t thread_count_;

@@ -10,6 +10,7 @@
 #include "api/client/fork_guard.h"
 #include "api/client/key_space.h"
 #include "api/client/link.h"
+#include "api/client/locator.h"
 #include "api/client/op.h"
 #include "api/client/stats.h"
 #include "api/client/store_queue.h"
@@ -24,15 +25,18 @@ struct Core {
     Link::Options link;
     uint32_t copy_threads = 1;
     uint64_t staging_bytes = 0;
+    uint32_t load_timeout_ms = 30'000;
   };
   explicit Core(const Options& options)
       : link(options.link, stats),
         copies(options.copy_threads),
-        stores(&link, options.staging_bytes) {}
+        stores(&link, options.staging_bytes),
+        locator(&link, &copies, int64_t{options.load_timeout_ms} * 1'000'000) {}
 
   void Stop() {
     link.Stop();
     stores.Stop();
+    locator.Stop();  // before the copies: what has arrived is handed to them
     copies.Stop();
   }
   bool InForkedChild() const { return ForkGeneration() != fork_generation; }
@@ -42,6 +46,7 @@ struct Core {
   Link link;
   CopyPool copies;
   StoreQueue stores;
+  Locator locator;
 };
 
 // FAILED_PRECONDITION in a forked child.

@@ -35,20 +35,59 @@ LoadOp::LoadOp(Work op_work, const terrace_ref* refs, std::shared_ptr<Connection
       segments_(std::move(segments)),
       request_timeout_ms_(request_timeout_ms),
       blocks_per_take_(static_cast<uint32_t>(std::clamp<uint64_t>(
-          kBytesPerTake / work.key_space->block_bytes(), 1, kMaxBlocksPerTake))) {}
-
-uint32_t LoadOp::Take(uint32_t most, uint32_t* begin) {
-  const uint64_t first = next_.fetch_add(most, std::memory_order_relaxed);
-  if (first >= n()) return 0;
-  *begin = static_cast<uint32_t>(first);
-  return std::min(most, n() - *begin);
+          kBytesPerTake / work.key_space->block_bytes(), 1, kMaxBlocksPerTake))) {
+  for (uint32_t i = 0; i < n(); ++i) {
+    Ref ref;
+    if (DecodeRef(refs_[i], &ref) && IsPending(ref) && ref.epoch == work.opened.epoch) pending_.push_back(i);
+  }
+  if (!pending_.empty()) {
+    order_.reserve(n());
+    size_t next_pending = 0;
+    for (uint32_t i = 0; i < n(); ++i) {
+      if (next_pending < pending_.size() && pending_[next_pending] == i) {
+        ++next_pending;
+      } else {
+        order_.push_back(i);
+      }
+    }
+    order_.resize(n());
+  }
+  available_ = n() - static_cast<uint32_t>(pending_.size());
 }
 
-bool LoadOp::CopySome(CopyScratch* scratch, bool may_ask) {
+void LoadOp::Arrive(uint32_t block, const wire::Ref& place) {
+  refs_[block] = EncodeRef({place, work.opened.epoch});
+  const uint32_t position = available_.load(std::memory_order_relaxed);
+  order_[position] = block;
+  available_.store(position + 1, std::memory_order_release);
+}
+
+void LoadOp::FailPending(uint32_t block, Reason reason) {
+  SetReason(block, reason);
+  work.stats->AddReason(reason);
+  Stats::Add(work.stats->load_failed_blocks, 1);
+  Finish(1);
+}
+
+uint32_t LoadOp::Take(uint32_t most, uint32_t limit, uint32_t* begin) {
+  uint32_t first = next_.load(std::memory_order_relaxed);
+  for (;;) {
+    const uint32_t end = std::min(limit, available_.load(std::memory_order_acquire));
+    if (first >= end) return 0;
+    const uint32_t count = std::min(most, end - first);
+    if (!next_.compare_exchange_weak(first, first + count, std::memory_order_relaxed)) continue;
+    *begin = first;
+    return count;
+  }
+}
+
+// False: nothing was left below limit.
+bool LoadOp::CopySome(CopyScratch* scratch, uint32_t limit, bool may_ask) {
   uint32_t begin = 0;
-  const uint32_t count = Take(blocks_per_take_, &begin);
+  const uint32_t count = Take(blocks_per_take_, limit, &begin);
   if (count == 0) return false;
-  for (uint32_t i = begin; i < begin + count; ++i) {
+  for (uint32_t position = begin; position < begin + count; ++position) {
+    const uint32_t i = BlockAt(position);
     Reason reason = Reason::kCancelled;
     if (EnterMemory()) {
       reason = CopyOne(i, scratch, may_ask);
@@ -62,12 +101,14 @@ bool LoadOp::CopySome(CopyScratch* scratch, bool may_ask) {
     }
   }
   Finish(count);
-  return next_.load(std::memory_order_relaxed) < n();
+  return true;
 }
 
 Reason LoadOp::CopyOne(uint32_t i, CopyScratch* scratch, bool may_ask) {
   Ref ref;
-  if (!DecodeRef(refs_[i], &ref) || ref.epoch != work.opened.epoch) return Reason::kStale;
+  if (!DecodeRef(refs_[i], &ref) || IsPending(ref) || ref.epoch != work.opened.epoch) {
+    return Reason::kStale;
+  }
   std::shared_ptr<Segment> segment;
   if (const Reason found = FindSegment(ref, may_ask, &segment); found != Reason::kNone) return found;
   work.memory.GetPieces(i, &scratch->target);
@@ -94,20 +135,24 @@ Reason LoadOp::FindSegment(const Ref& ref, bool may_ask, std::shared_ptr<Segment
 
 void LoadOp::EndRest(Reason reason) {
   uint32_t begin = 0;
-  const uint32_t count = Take(n(), &begin);
+  const uint32_t count = Take(n(), n(), &begin);
   if (count == 0) return;
-  for (uint32_t i = begin; i < begin + count; ++i) SetReason(i, reason);
+  for (uint32_t position = begin; position < begin + count; ++position) {
+    SetReason(BlockAt(position), reason);
+  }
   work.stats->AddReason(reason, count);
   Stats::Add(work.stats->load_failed_blocks, count);
   Finish(count);
 }
 
-bool LoadOp::AllMapped() {
+bool LoadOp::AllMapped(uint32_t begin, uint32_t end) {
   std::shared_ptr<Segment> last;
   uint32_t last_id = 0;
-  for (const terrace_ref& encoded : refs_) {
+  for (uint32_t position = begin; position < end; ++position) {
     Ref ref;
-    if (!DecodeRef(encoded, &ref) || ref.epoch != work.opened.epoch) continue;
+    if (!DecodeRef(refs_[BlockAt(position)], &ref) || IsPending(ref) || ref.epoch != work.opened.epoch) {
+      continue;
+    }
     if (last != nullptr && ref.place.segment_id == last_id) continue;
     last_id = ref.place.segment_id;
     last = segments_->Find(ref.epoch, last_id);
@@ -118,11 +163,13 @@ bool LoadOp::AllMapped() {
 
 void LoadOp::Help(Deadline deadline) {
   const uint64_t take_us = 1 + blocks_per_take_ * work.key_space->block_bytes() / kSlowBytesPerUs;
+  // What arrives later is left to the copy threads.
+  const uint32_t limit = available_.load(std::memory_order_acquire);
   // Only the library's own threads wait for the daemon; see terrace_op_wait's time limit.
-  if (done() || next_.load(std::memory_order_relaxed) >= n() || !AllMapped()) return;
+  if (done() || !HasWork() || !AllMapped(next_.load(std::memory_order_relaxed), limit)) return;
   CopyScratch scratch;
   while (static_cast<uint64_t>(deadline.LeftNs()) / 1000 >= take_us) {
-    if (!CopySome(&scratch, /*may_ask=*/false)) return;
+    if (!CopySome(&scratch, limit, /*may_ask=*/false)) return;
   }
 }
 

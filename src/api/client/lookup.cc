@@ -18,7 +18,7 @@ void ClearEntries(terrace_lookup_part* part, uint32_t begin, terrace_reason reas
 }
 
 void ClearCounts(terrace_lookup_part* part) {
-  part->n_prefix = part->n_here = 0;
+  part->n_prefix = part->n_here = part->n_pending = 0;
   part->lease = 0;
 }
 
@@ -34,7 +34,7 @@ class ChunkRequest : public Request {
   // Prepares for the next keys of the part. False: the part is answered, and what lies behind the answers
   // was filled in.
   bool Next(const LookupQuestion& question, Connection* connection, uint32_t most_keys);
-  Result Send(bool lease, Deadline deadline);
+  Result Send(LookupFlags flags, Deadline deadline);
 
  private:
   Result OnReply(Reply& reply) override;
@@ -44,7 +44,7 @@ class ChunkRequest : public Request {
   uint32_t key_space_id_ = 0;
   uint32_t begin_ = 0, count_ = 0;
   uint32_t answered_ = 0;  // entries of the part with an answer
-  bool lease_ = false;
+  LookupFlags flags_;
 };
 
 bool ChunkRequest::Next(const LookupQuestion& question, Connection* connection,
@@ -64,13 +64,15 @@ bool ChunkRequest::Next(const LookupQuestion& question, Connection* connection,
   return true;
 }
 
-Result ChunkRequest::Send(bool lease, Deadline deadline) {
-  lease_ = lease;
+Result ChunkRequest::Send(LookupFlags flags, Deadline deadline) {
+  flags_ = flags;
   wire::Lookup lookup{};
   lookup.key_space_id = key_space_id_;
   lookup.n_keys = count_;
   lookup.flags = (part_->mode == TERRACE_MODE_ALL ? wire::kLookupAll : 0) |
-                 (lease ? 0 : wire::kLookupNoLease);
+                 (flags.lease ? 0 : wire::kLookupNoLease) |
+                 (flags.may_wait ? wire::kLookupMayWait : 0);
+  lookup.recompute_ns_per_token = part_->recompute_ns_per_token;
   lookup.lease_id = part_->lease;
   return connection_->Send(
       wire::Type::kLookup,
@@ -84,7 +86,7 @@ Result ChunkRequest::Send(bool lease, Deadline deadline) {
 Result ChunkRequest::OnReply(Reply& reply) {
   wire::LookupDone done;
   if (!reply.Read(&done) || done.n_refs > count_ || done.n_prefix > count_ ||
-      done.n_here > count_ ||
+      done.n_here > count_ || done.n_pending > done.n_here ||
       reply.body.size() != sizeof(done) + size_t{done.n_refs} * sizeof(wire::Ref)) {
     return Fail(TERRACE_INTERNAL, "the daemon's answer to a lookup has the wrong form");
   }
@@ -94,19 +96,20 @@ Result ChunkRequest::OnReply(Reply& reply) {
   }
   if (part_->n_prefix == begin_) part_->n_prefix += done.n_prefix;
   part_->n_here += done.n_here;
+  part_->n_pending += done.n_pending;
   const uint64_t epoch = connection_->welcome().epoch;
   const std::byte* refs = reply.body.data() + sizeof(done);
   for (uint32_t i = 0; i < done.n_refs; ++i) {
     Ref ref;
     std::memcpy(&ref.place, refs + i * sizeof(wire::Ref), sizeof(wire::Ref));
     ref.epoch = epoch;
-    const bool here = ref.place.reason == 0;
+    const bool here = ref.place.reason == 0 || (flags_.may_wait && IsPending(ref));
     if (part_->reasons != nullptr) {
       part_->reasons[begin_ + i] =
           static_cast<uint8_t>(std::min<uint32_t>(ref.place.reason, UINT8_MAX));
     }
     if (part_->refs != nullptr) {
-      part_->refs[begin_ + i] = here && lease_ ? EncodeRef(ref) : terrace_ref{};
+      part_->refs[begin_ + i] = here && flags_.lease ? EncodeRef(ref) : terrace_ref{};
     }
   }
   answered_ = begin_ + done.n_refs;
@@ -114,7 +117,7 @@ Result ChunkRequest::OnReply(Reply& reply) {
 }
 
 // Rounds of one message per unfinished part, until all parts are answered.
-Result Ask(Connection* connection, std::span<const LookupQuestion> questions, bool lease,
+Result Ask(Connection* connection, std::span<const LookupQuestion> questions, LookupFlags flags,
            Deadline deadline) {
   const uint32_t most_keys =
       std::clamp<uint32_t>(connection->welcome().max_keys, 1, wire::kMaxKeysPerMessage);
@@ -131,7 +134,7 @@ Result Ask(Connection* connection, std::span<const LookupQuestion> questions, bo
       ChunkRequest* request = i == 0 ? &first : &others[i - 1];
       if (!request->Next(questions[i], connection, most_keys)) continue;
       request->Renew();
-      result = request->Send(lease, deadline);
+      result = request->Send(flags, deadline);
       if (result.ok()) sent.push_back(request);
     }
     if (!result.ok()) {
@@ -149,8 +152,8 @@ Result Ask(Connection* connection, std::span<const LookupQuestion> questions, bo
 
 }  // namespace
 
-Result RunLookup(Link* link, Stats* stats, std::span<const LookupQuestion> questions, bool lease,
-                 Deadline deadline) {
+Result RunLookup(Link* link, Stats* stats, std::span<const LookupQuestion> questions,
+                 LookupFlags flags, Deadline deadline) {
   std::shared_ptr<Connection> connection;
   Result result = link->Use(&connection);
   for (const LookupQuestion& question : questions) {
@@ -159,7 +162,7 @@ Result RunLookup(Link* link, Stats* stats, std::span<const LookupQuestion> quest
     }
     ClearCounts(question.part);
   }
-  if (result.ok()) result = Ask(connection.get(), questions, lease, deadline);
+  if (result.ok()) result = Ask(connection.get(), questions, flags, deadline);
   if (!result.ok()) {
     for (const LookupQuestion& question : questions) {
       if (question.part->lease != 0) {
@@ -178,7 +181,9 @@ Result RunLookup(Link* link, Stats* stats, std::span<const LookupQuestion> quest
       stats->AddReason(Reason::kUnavailable, part.n_keys);
     } else if (part.reasons != nullptr && part.n_here < part.n_keys) {
       for (uint32_t i = 0; i < part.n_keys; ++i) {
-        if (part.reasons[i] != 0) stats->AddReason(static_cast<Reason>(part.reasons[i]));
+        const auto reason = static_cast<Reason>(part.reasons[i]);
+        if (flags.may_wait && reason == Reason::kPending) continue;  // as good as here
+        stats->AddReason(reason);
       }
     }
   }

@@ -22,9 +22,15 @@ struct LookupQuestion {
   const KeySpace* key_space;
 };
 
+// A plain value.
+struct LookupFlags {
+  bool lease = true;
+  bool may_wait = false;  // blocks of lower tiers count as here, pending
+};
+
 // Fills in all parts. On failure every count is 0, every reason UNAVAILABLE, and nothing stays leased.
 // REQUIRES: the parts were checked.
-Result RunLookup(Link* link, Stats* stats, std::span<const LookupQuestion> questions, bool lease,
-                 Deadline deadline);
+Result RunLookup(Link* link, Stats* stats, std::span<const LookupQuestion> questions,
+                 LookupFlags flags, Deadline deadline);
 
 }  // namespace terrace::client

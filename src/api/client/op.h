@@ -51,7 +51,11 @@ class Op {
   // The waiting thread lends a hand as long as there is something to do before the deadline.
   virtual void Help(Deadline /*deadline*/) {}
   // The caller gives the operation up: returns when its memory is not touched any more.
-  void Abandon() { gate_.Close(); }
+  void Abandon() {
+    abandoned_.store(true, std::memory_order_relaxed);
+    gate_.Close();
+  }
+  bool abandoned() const { return abandoned_.load(std::memory_order_relaxed); }
 
   // For the threads at work. Around each touch of the caller's memory; false: it is not to be touched.
   bool EnterMemory();
@@ -65,7 +69,7 @@ class Op {
  private:
   Gate gate_;
   std::vector<uint8_t> reasons_;
-  std::atomic<bool> done_{false}, sources_read_{false};
+  std::atomic<bool> done_{false}, sources_read_{false}, abandoned_{false};
   std::mutex mu_;
   std::condition_variable changed_;
   uint32_t finished_ = 0;  // guarded by mu_

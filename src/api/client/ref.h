@@ -9,6 +9,7 @@
 
 #include "api/client/terrace.h"
 #include "api/engine/wire.h"
+#include "kvstore/base/reason.h"
 
 namespace terrace::client {
 
@@ -39,12 +40,18 @@ inline terrace_ref EncodeRef(const Ref& ref) {
   return out;
 }
 
+// The block is on its way from a lower tier: the ref has its length, but no place yet.
+inline bool IsPending(const Ref& ref) {
+  return ref.place.reason == static_cast<uint32_t>(Reason::kPending);
+}
+
 // False: these bytes were never a ref.
 inline bool DecodeRef(const terrace_ref& in, Ref* ref) {
   uint64_t check;
   std::memcpy(ref, in.opaque, sizeof(*ref));
   std::memcpy(&check, in.opaque + sizeof(*ref), sizeof(check));
-  return check == RefCheckValue(*ref) && ref->place.reason == 0 && ref->place.generation != 0;
+  if (check != RefCheckValue(*ref)) return false;
+  return IsPending(*ref) || (ref->place.reason == 0 && ref->place.generation != 0);
 }
 
 }  // namespace terrace::client

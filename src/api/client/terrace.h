@@ -113,6 +113,8 @@ typedef struct terrace_options {
   uint32_t copy_threads;     /* 0: 1 thread on up to 2 cores, else 2. At most 16 */
   uint32_t request_timeout_ms; /* 0: 1000. Longest wait of a call that takes no own time limit */
   uint64_t staging_bytes;    /* shared memory for stores; 0: the daemon's default. Charged to its budget */
+  uint32_t load_timeout_ms;  /* 0: 30000. Longest wait of a load for blocks that are on their way (PENDING);
+                              * what has not arrived by then fails with REASON_DEADLINE */
 } terrace_options;
 
 /* Makes a client. With valid options *client is set even when no daemon answers yet: the result is
@@ -273,9 +275,10 @@ typedef struct terrace_retention {
 TERRACE_EXPORT terrace_status terrace_hint(terrace_client*, terrace_keyspace*, const uint8_t* keys,
                                            uint32_t n, const terrace_retention* retention);
 
-/* Stores n blocks. retention may be NULL. Returns at once. The source pages must not change until the operation is done or
- * terrace_op_sources_read() says so. Blocks already there are not copied (reason DUPLICATE). A block
- * is visible to others once its reason is NONE or DUPLICATE. Other reasons mean: not stored. */
+/* Stores n blocks. retention may be NULL. Returns at once. The source pages must not change until the
+ * operation is done or terrace_op_sources_read() says so. Blocks already there are not copied (reason
+ * DUPLICATE). A block is visible to others once its reason is NONE or DUPLICATE. Other reasons mean: not
+ * stored. */
 TERRACE_EXPORT terrace_status terrace_store(terrace_client*, terrace_keyspace*,
                                             const uint8_t* parent_key, const uint8_t* keys, uint32_t n,
                                             uint32_t flags, const terrace_retention* retention,
@@ -308,7 +311,8 @@ TERRACE_EXPORT void terrace_op_free(terrace_op*);
  * The bytes stay while the lease is held. A reader that may outlive its lease (a paused process)
  * asks terrace_view_valid after its last use and throws its work away on 0. Memory that was viewed
  * stays mapped until terrace_close, also when the daemon has given it up or was restarted.
- * *reason says why when the status is DATA_LOSS. */
+ * A block that was PENDING is waited for, at most request_timeout_ms; terrace_view_valid knows only refs
+ * that were not. *reason says why when the status is DATA_LOSS. */
 TERRACE_EXPORT terrace_status terrace_view(terrace_client*, terrace_keyspace*, const terrace_ref* ref,
                                            const uint8_t key[32], const void** data, uint64_t* bytes,
                                            terrace_reason* reason);
