@@ -191,7 +191,7 @@ def test_doctor_with_a_daemon(daemon):
     assert report["problems"] == 0
     for check in ("sealed memory", "engine socket", "grpc socket", "daemon version", "libterrace"):
         assert findings[check]["level"] == "ok", findings[check]
-    for check in ("hugepages", "shmem huge pages", "memlock", "descriptors", "io_uring", "vLLM plugin"):
+    for check in ("hugepages", "shmem huge pages", "memlock", "descriptors", "io_uring", "shared memory", "vLLM plugin"):
         assert check in findings
     for finding in report["findings"]:
         assert finding["level"] in ("ok", "note", "problem")
@@ -205,6 +205,15 @@ def test_doctor_without_a_daemon(room):
     assert re.search(r"problem\s+grpc socket\s.*No such file", text) and "mend: systemctl start terraced" in text
     (room / "grpc.sock").write_text("")
     assert "is not a socket" in ctl(None, "--socket", socket, "doctor", code=1)
+
+
+def test_doctor_looks_at_the_places_of_an_nvme_tier(daemon, room):
+    report = ctl_json(daemon, "doctor", "--nvme", str(room))
+    finding = next(f for f in report["findings"] if f["check"] == f"nvme {room}")
+    assert finding["level"] != "problem" and " free" in finding["text"]
+    assert list(room.glob(".terrace-doctor*")) == []
+    text = ctl(daemon, "doctor", "--nvme", "/proc", "--nvme", str(room / "missing"), code=1)
+    assert re.search(r"problem\s+nvme /proc\s", text) and f"mend: install -d -o terrace -g terrace -m 0700 {room}" in text
 
 
 def test_doctor_reads_the_plugins_version(daemon, room):

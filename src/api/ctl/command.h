@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 
@@ -40,8 +41,9 @@ int RunVerify(const Settings& settings);
 // Until interrupted, or one picture only.
 int RunTop(const Settings& settings, double interval_seconds, bool is_once);
 
-// python: the interpreter of the engine's environment, asked for the plugin's version.
-int RunDoctor(const Settings& settings, const std::string& python);
+// python: the interpreter of the engine's environment, asked for the plugin's version. nvme_places:
+// directories, files or disks that an NVMe tier is to use.
+int RunDoctor(const Settings& settings, const std::string& python, const std::vector<std::string>& nvme_places);
 
 struct BenchOptions {
   uint32_t blocks = 16;

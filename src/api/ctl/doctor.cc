@@ -68,9 +68,11 @@ void CheckDaemon(const Settings& settings, std::vector<Finding>* findings) {
 
 }  // namespace
 
-int RunDoctor(const Settings& settings, const std::string& python) {
+int RunDoctor(const Settings& settings, const std::string& python, const std::vector<std::string>& nvme_places) {
   std::vector<Finding> findings = {ProbeSealedMemory(), ProbeHugePages(),   ProbeTransparentHugePages(),
-                                   ProbeLockedMemory(), ProbeDescriptors(), ProbeIoUring()};
+                                   ProbeLockedMemory(), ProbeDescriptors(), ProbeIoUring(),
+                                   ProbeSharedMemory("/dev/shm")};
+  for (const std::string& place : nvme_places) findings.push_back(ProbeNvmePlace(place));
   findings.push_back(CheckVersion("libterrace", terrace_version()));
   findings.push_back(ProbePlugin(python, TERRACE_VERSION));
   findings.push_back(ProbeSocket("engine socket", settings.engine_socket, SOCK_SEQPACKET));

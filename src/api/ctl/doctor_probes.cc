@@ -134,7 +134,8 @@ Finding ProbeLockedMemory() {
   getrlimit(RLIMIT_MEMLOCK, &limit);
   if (limit.rlim_max == RLIM_INFINITY) return {"memlock", Finding::kOk, "unlimited", ""};
   return {"memlock", Finding::kNote,
-          absl::StrCat("at most ", HumanBytes(limit.rlim_max), " can be locked; a GPU's copies will want more"),
+          absl::StrCat("at most ", HumanBytes(limit.rlim_max), " can be locked; an NVMe tier's buffers and a GPU's "
+                       "copies want more"),
           "LimitMEMLOCK=infinity in the unit, or `* hard memlock unlimited` in /etc/security/limits.d"};
 }
 
@@ -153,7 +154,7 @@ Finding ProbeIoUring() {
     close(static_cast<int>(fd));
     return {"io_uring", Finding::kOk, "available", ""};
   }
-  Finding finding{"io_uring", Finding::kNote, absl::StrCat("not available (", ErrnoText(), "); an NVMe tier needs it"),
+  Finding finding{"io_uring", Finding::kNote, absl::StrCat("not available (", ErrnoText(), "); an NVMe tier then works with threads, slower"),
                   "allow io_uring_setup in the container's seccomp profile"};
   std::ifstream file("/proc/sys/kernel/io_uring_disabled");
   int disabled = 0;

@@ -26,6 +26,10 @@ Finding ProbeTransparentHugePages();
 Finding ProbeLockedMemory();
 Finding ProbeDescriptors();
 Finding ProbeIoUring();
+// Where the host tier's memory outlives its daemon: a tmpfs directory ("/dev/shm") and its size.
+Finding ProbeSharedMemory(const std::string& path);
+// A directory for a data file (space, reserving it, O_DIRECT), the file itself, or a block device.
+Finding ProbeNvmePlace(const std::string& path);
 // name: "engine socket". type: SOCK_STREAM or SOCK_SEQPACKET. Connects and says nothing.
 Finding ProbeSocket(const std::string& name, const std::string& path, int type);
 // Asks `python` for the installed terrace-vllm; expected: the version of this terracectl.

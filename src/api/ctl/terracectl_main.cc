@@ -73,6 +73,8 @@ int Main(int argc, char** argv) {
   std::string python = "python3";
   doctor->add_option("--python", python, "Python of the engine, asked for the plugin's version")
       ->capture_default_str();
+  std::vector<std::string> nvme_places;
+  doctor->add_option("--nvme", nvme_places, "Directory or disk for an NVMe tier to be looked at, too; may be repeated");
   CLI::App* bench = app.add_subcommand("bench", "A short measurement through libterrace, beside memcpy");
   BenchOptions bench_options;
   bench->add_option("--blocks", bench_options.blocks, "Blocks of the chain")
@@ -100,7 +102,7 @@ int Main(int argc, char** argv) {
   if (stat->parsed()) return RunStat(settings, key);
   if (flush->parsed()) return RunFlush(settings, key_space, is_all, is_confirmed);
   if (verify->parsed()) return RunVerify(settings);
-  if (doctor->parsed()) return RunDoctor(settings, python);
+  if (doctor->parsed()) return RunDoctor(settings, python, nvme_places);
   return RunBench(settings, bench_options);
 }
 
