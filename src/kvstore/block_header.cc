@@ -30,4 +30,16 @@ HeaderVerdict CheckHeader(const BlockHeader* header, const uint8_t key_space_dig
   return right ? HeaderVerdict::kOk : HeaderVerdict::kCorrupt;
 }
 
+bool IsWholeHeader(const BlockHeader* header, uint64_t bytes) {
+  if (bytes < sizeof(BlockHeader)) return false;
+  BlockHeader copy;
+  std::memcpy(&copy, header, sizeof(copy));
+  // The counts before anything is read by them. A length near 2^64 must not wrap round.
+  return copy.magic == kBlockHeaderMagic && copy.version == kBlockHeaderVersion && copy.generation != 0 &&
+         copy.payload_bytes > 0 && copy.payload_bytes <= bytes / sizeof(uint64_t) * kChecksumSegmentBytes &&
+         copy.segment_bytes == kChecksumSegmentBytes && copy.n_checksums == ChecksumCount(copy.payload_bytes) &&
+         HeaderBytes(copy.payload_bytes) <= bytes &&
+         copy.header_checksum == ComputeHeaderChecksum(copy, copy.generation, header->checksums());
+}
+
 }  // namespace terrace::kv

@@ -65,4 +65,8 @@ enum class HeaderVerdict { kOk, kStale, kCorrupt };
 HeaderVerdict CheckHeader(const BlockHeader* header, const uint8_t key_space_digest[32], const uint8_t key[32],
                           uint64_t generation, uint64_t payload_bytes);
 
+// Is this a whole header, of whatever block? For one who finds it without knowing what should be there.
+// bytes: readable from it on. False also for one of generation 0.
+bool IsWholeHeader(const BlockHeader* header, uint64_t bytes);
+
 }  // namespace terrace::kv

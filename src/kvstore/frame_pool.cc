@@ -84,6 +84,69 @@ std::optional<uint32_t> FramePool::RemoveEmptySegment(std::optional<TenantId> of
   return std::nullopt;
 }
 
+namespace {
+
+// Header room that a slab's headers touch in its i-th extent, in whole pages.
+uint32_t HeaderShare(const SlabShape& shape, uint32_t i) {
+  const uint64_t header_pages = (shape.frames * HeaderBytes(shape.stride) + 4095) / 4096 * 4096;
+  const uint64_t before = i * kHeaderBytesPerExtent;
+  return static_cast<uint32_t>(header_pages <= before ? 0
+                                                      : std::min(header_pages - before, kHeaderBytesPerExtent));
+}
+
+}  // namespace
+
+uint64_t FramePool::TableBytes(const SlabShape& shape) const {
+  return sizeof(Slab) + shape.frames * (sizeof(Frame) + 2 + overhead_bytes_per_frame_);
+}
+
+uint64_t FramePool::BytesOf(const SlabShape& shape) const {
+  uint64_t bytes = TableBytes(shape);
+  for (uint32_t i = 0; i < shape.extents; ++i) bytes += HeaderShare(shape, i);
+  return bytes;
+}
+
+uint32_t FramePool::CutSlab(uint32_t segment_id, Segment* segment, const SlabPlace& place, bool* no_metadata) {
+  const SlabShape shape = ShapeFor(place.stride);
+  const uint32_t first = place.first_extent;
+  if (unused_slabs_.empty()) {
+    if (slab_count_ == max_slabs_) return kNoSlab;
+    slabs_[slab_count_].store(std::make_unique<Slab>().release(), std::memory_order_release);
+    unused_slabs_.push_back(slab_count_++);
+  }
+  // Header pages stay touched until the segment goes: charged once, when first touched.
+  uint64_t touch = 0;
+  for (uint32_t i = 0; i < shape.extents; ++i) {
+    touch += HeaderShare(shape, i) - std::min(HeaderShare(shape, i), segment->header_touched[first + i]);
+  }
+  const uint64_t tables = TableBytes(shape);
+  if (!budget_->TryCharge(touch + tables)) {
+    *no_metadata = true;
+    return kNoSlab;
+  }
+  for (uint32_t i = 0; i < shape.extents; ++i) {
+    uint32_t& touched = segment->header_touched[first + i];
+    touched = std::max(touched, HeaderShare(shape, i));
+    segment->used[first + i] = true;
+  }
+  segment->free_extents -= shape.extents;
+  const uint32_t slab_id = unused_slabs_.back();
+  unused_slabs_.pop_back();
+  Slab* slab = slabs_[slab_id].load(std::memory_order_relaxed);
+  slab->segment_id = segment_id;
+  slab->first_extent = first;
+  slab->tenant = segment->tenant;
+  slab->shape = shape;
+  slab->header_units = static_cast<uint32_t>(HeaderBytes(shape.stride) / kHeaderUnit);
+  slab->charged = tables;
+  slab->closed = false;
+  slab->listed = false;
+  slab->free.clear();
+  slab->frames = std::make_unique<Frame[]>(shape.frames);
+  classes_[{slab->tenant, shape.stride}].slabs.push_back(slab_id);
+  return slab_id;
+}
+
 bool FramePool::AddSlab(TenantId tenant, uint64_t block_bytes, bool* no_metadata) {
   const SlabShape shape = ShapeFor(block_bytes);
   for (auto& [segment_id, segment] : segments_) {
@@ -94,57 +157,37 @@ bool FramePool::AddSlab(TenantId tenant, uint64_t block_bytes, bool* no_metadata
       first = i + 1 - run;
     }
     if (run < shape.extents) continue;
-
-    if (unused_slabs_.empty()) {
-      if (slab_count_ == max_slabs_) return false;
-      slabs_[slab_count_].store(std::make_unique<Slab>().release(), std::memory_order_release);
-      unused_slabs_.push_back(slab_count_++);
-    }
-    const uint64_t header_bytes = HeaderBytes(block_bytes);
-    const uint64_t header_pages = (shape.frames * header_bytes + 4095) / 4096 * 4096;
-    // Header pages stay touched until the segment goes: charged once, when first touched.
-    uint64_t touch = 0;
-    const auto header_share = [&](uint32_t i) {
-      const uint64_t before = i * kHeaderBytesPerExtent;
-      return static_cast<uint32_t>(
-          header_pages <= before ? 0 : std::min(header_pages - before, kHeaderBytesPerExtent));
-    };
-    for (uint32_t i = 0; i < shape.extents; ++i) {
-      touch += header_share(i) - std::min(header_share(i), segment.header_touched[first + i]);
-    }
-    const uint64_t tables =
-        sizeof(Slab) + shape.frames * (sizeof(Frame) + 2 + overhead_bytes_per_frame_);
-    if (!budget_->TryCharge(touch + tables)) {
-      *no_metadata = true;
-      return false;
-    }
-    for (uint32_t i = 0; i < shape.extents; ++i) {
-      uint32_t& touched = segment.header_touched[first + i];
-      touched = std::max(touched, header_share(i));
-    }
-    const uint32_t slab_id = unused_slabs_.back();
-    unused_slabs_.pop_back();
+    const uint32_t slab_id = CutSlab(segment_id, &segment, {first, shape.stride}, no_metadata);
+    if (slab_id == kNoSlab) return false;
     Slab* slab = slabs_[slab_id].load(std::memory_order_relaxed);
-    slab->segment_id = segment_id;
-    slab->first_extent = first;
-    slab->tenant = tenant;
-    slab->shape = shape;
-    slab->header_units = static_cast<uint32_t>(header_bytes / kHeaderUnit);
-    slab->charged = tables;
-    slab->closed = false;
-    slab->listed = true;
-    slab->free.clear();
     for (uint32_t i = shape.frames; i-- > 0;) slab->free.push_back(static_cast<uint16_t>(i));
-    slab->frames = std::make_unique<Frame[]>(shape.frames);
-    for (uint32_t i = 0; i < shape.extents; ++i) segment.used[first + i] = true;
-    segment.free_extents -= shape.extents;
-    Class& of_shape = classes_[{tenant, shape.stride}];
-    of_shape.slabs.push_back(slab_id);
+    slab->listed = true;
+    Class& of_shape = classes_.at({tenant, shape.stride});
     of_shape.with_free.push_back(slab_id);
     of_shape.free_frames += shape.frames;
     return true;
   }
   return false;
+}
+
+std::vector<FrameId> FramePool::AdoptSegment(uint32_t segment_id, TenantId tenant, uint32_t extents,
+                                             std::span<const SlabPlace> slabs) {
+  std::vector<FrameId> firsts(slabs.size(), kNoFrame);
+  MutexLock lock(&mu_);
+  const auto [it, added] = segments_.emplace(
+      segment_id, Segment{tenant, extents, extents, std::vector<bool>(extents), std::vector<uint32_t>(extents)});
+  TERRACE_CHECK(added);
+  Segment& segment = it->second;
+  for (size_t i = 0; i < slabs.size(); ++i) {
+    const uint32_t first = slabs[i].first_extent, n = ShapeFor(slabs[i].stride).extents;
+    if (n > extents || first > extents - n) continue;
+    bool is_free = true;
+    for (uint32_t extent = first; extent < first + n; ++extent) is_free &= !segment.used[extent];
+    bool no_metadata = false;
+    const uint32_t slab_id = is_free ? CutSlab(segment_id, &segment, slabs[i], &no_metadata) : kNoSlab;
+    if (slab_id != kNoSlab) firsts[i] = slab_id << kFrameBits;
+  }
+  return firsts;
 }
 
 void FramePool::RemoveSlab(uint32_t slab_id) {
@@ -279,6 +322,11 @@ FramePool::Place FramePool::PlaceOf(FrameId frame) const {
   return {slab->segment_id, static_cast<uint32_t>(header_units),
           slab->first_extent * kExtentBytes + index * slab->shape.stride, f.generation,
           f.block.load(std::memory_order_relaxed)};
+}
+
+FramePool::SlabSpan FramePool::SpanOf(FrameId frame) const {
+  const Slab* slab = SlabOf(frame);
+  return {slab->segment_id, {slab->first_extent, slab->shape.stride}, slab->shape, slab->header_units * kHeaderUnit};
 }
 
 std::optional<FramePool::Evacuation> FramePool::BeginEvacuation(FrameId like) {

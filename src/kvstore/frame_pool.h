@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "kvstore/base/memory_budget.h"
@@ -50,6 +51,17 @@ class FramePool {
   ~FramePool();
 
   void AddSegment(uint32_t segment_id, TenantId tenant, uint32_t extents);
+  // A segment that is cut already. All frames of its slabs are Filling: they are the caller's, who makes
+  // each Ready in the generation it has, or recycles it. Returns the first frame of each slab (the others
+  // follow), kNoFrame where there is no memory for its tables, no slab number left or no such place.
+  struct SlabPlace {
+    uint32_t first_extent;
+    uint64_t stride;  // the shape is ShapeFor(stride)
+  };
+  std::vector<FrameId> AdoptSegment(uint32_t segment_id, TenantId tenant, uint32_t extents,
+                                    std::span<const SlabPlace> slabs);
+  // What a slab costs beside its segment: tables, and header pages where they were never touched.
+  uint64_t BytesOf(const SlabShape& shape) const;
   // Takes an entirely free segment out; nullopt when the tenant (or any other than except) has none.
   std::optional<uint32_t> RemoveEmptySegment(std::optional<TenantId> of, std::optional<TenantId> except);
 
@@ -57,6 +69,8 @@ class FramePool {
   // no_metadata is set when only the budget for tables stood in the way.
   std::optional<FrameId> Allocate(TenantId tenant, uint64_t block_bytes, bool* no_metadata);
   // Filling -> Ready, in a new generation that is never used again.
+  // From then on generations are at least this. REQUIRES: none was given yet.
+  void StartGenerations(uint64_t first) { next_generation_.store(first, std::memory_order_relaxed); }
   uint64_t NextGeneration() { return next_generation_.fetch_add(1, std::memory_order_relaxed); }
   void MakeReady(FrameId frame, uint64_t generation);
   // Whose frame it is, for evacuations. Under the catalogue's mutex only.
@@ -93,6 +107,15 @@ class FramePool {
   };
   // REQUIRES: the frame is filling, pinned, or otherwise kept from being recycled.
   Place PlaceOf(FrameId frame) const;
+
+  // Where the frame's slab lies. REQUIRES: as PlaceOf.
+  struct SlabSpan {
+    uint32_t segment_id;
+    SlabPlace place;
+    SlabShape shape;
+    uint64_t header_bytes;  // of one header; those of the slab lie packed from its first extent on
+  };
+  SlabSpan SpanOf(FrameId frame) const;
 
   // For making room across sizes: of the slabs of this frame's shape and tenant the one that lies first
   // (so that the room made is contiguous) whose frames fit into the free frames of the others and of
@@ -149,6 +172,11 @@ class FramePool {
   Slab* SlabOf(FrameId frame) const;
   Frame& FrameOf(FrameId frame) const;
   bool AddSlab(TenantId tenant, uint64_t block_bytes, bool* no_metadata) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Cuts these extents, which are free. kNoSlab: no number left, or (no_metadata) no memory for tables.
+  static constexpr uint32_t kNoSlab = ~0u;
+  uint32_t CutSlab(uint32_t segment_id, Segment* segment, const SlabPlace& place, bool* no_metadata)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  uint64_t TableBytes(const SlabShape& shape) const;
   void RemoveSlab(uint32_t slab_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const uint32_t max_slabs_;

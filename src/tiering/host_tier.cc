@@ -10,6 +10,8 @@
 
 #include "kvstore/base/check.h"
 #include "kvstore/base/log.h"
+#include "kvstore/base/status_macros.h"
+#include "tiering/host_memory_dir.h"
 
 namespace terrace::tiering {
 
@@ -24,6 +26,7 @@ HostTier::HostTier(const Options& options, MemoryBudget* budget,
       segment_gone_(std::move(segment_gone)),
       pool_(options.max_slabs, options.overhead_bytes_per_frame, budget),
       mapped_(new Mapped[kMaxSegments]) {
+  if (options_.memory_dir != nullptr) FindSegments();
   if (options_.prefault) {
     prefaulter_ = std::thread([this] { Prefault(); });
     pthread_setname_np(prefaulter_.native_handle(), "terrace-fault");
@@ -39,6 +42,7 @@ HostTier::~HostTier() {
   if (prefaulter_.joinable()) prefaulter_.join();
   MutexLock lock(&mu_);
   budget_->Release(arena_used_);
+  for (const Pending& pending : pending_) budget_->Release(pending.table_bytes);
 }
 
 // Charges the budget and the arena's limit; null when either is used up or the kernel refuses.
@@ -58,6 +62,24 @@ std::unique_ptr<SharedSegment> HostTier::MakeSegment(uint64_t bytes) {
     id = next_id_++;
     slot_used_[id % kMaxSegments] = true;
   }
+  auto made = MapSegment(id, bytes);
+  if (!made.ok()) {
+    Log(LogLevel::kError, "segment_refused", {{"error", made.status().message()}});
+    MutexLock lock(&mu_);
+    ForgetLocked(id, bytes);
+    return nullptr;
+  }
+  std::unique_ptr<SharedSegment> segment = *std::move(made);
+  mapped_[id % kMaxSegments] = {segment->payload->data(), segment->headers->data(), segment.get()};
+  return segment;
+}
+
+absl::StatusOr<std::unique_ptr<SharedSegment>> HostTier::MapSegment(uint32_t id, uint64_t bytes) {
+  if (options_.memory_dir != nullptr) {
+    ASSIGN_OR_RETURN(auto segment, options_.memory_dir->Make(id, bytes));
+    if (options_.huge_pages) segment->payload->PreferHugePages();
+    return segment;
+  }
   using Clients = SharedMemory::Clients;
   auto payload = options_.huge_pages
                      ? SharedMemory::Create("terrace-payload", bytes, Clients::kMayOnlyRead, true)
@@ -66,21 +88,60 @@ std::unique_ptr<SharedSegment> HostTier::MakeSegment(uint64_t bytes) {
     payload = SharedMemory::Create("terrace-payload", bytes, Clients::kMayOnlyRead, false);
     if (payload.ok() && options_.huge_pages) (*payload)->PreferHugePages();
   }
-  auto headers = SharedMemory::Create("terrace-headers", bytes / kExtentBytes * kv::kHeaderBytesPerExtent,
-                                      Clients::kMayOnlyRead, false);
-  if (!payload.ok() || !headers.ok()) {
-    Log(LogLevel::kError, "segment_refused",
-        {{"error", (payload.ok() ? headers.status() : payload.status()).message()}});
-    MutexLock lock(&mu_);
-    ForgetLocked(id, bytes);
-    return nullptr;
-  }
+  RETURN_IF_ERROR(payload.status());
   auto segment = std::make_unique<SharedSegment>();
   segment->id = id;
   segment->payload = *std::move(payload);
-  segment->headers = *std::move(headers);
-  mapped_[id % kMaxSegments] = {segment->payload->data(), segment->headers->data()};
+  ASSIGN_OR_RETURN(segment->headers,
+                   SharedMemory::Create("terrace-headers", bytes / kExtentBytes * kv::kHeaderBytesPerExtent,
+                                        Clients::kMayOnlyRead, false));
   return segment;
+}
+
+void HostTier::Destroy(std::unique_ptr<SharedSegment> segment) {
+  if (segment->table != nullptr) options_.memory_dir->Remove(segment->id);
+}
+
+// Empty: not to be found again.
+std::string HostTier::TenantName(kv::TenantId tenant) const {
+  if (tenant >= options_.tenants.size()) return "";
+  const std::string& name = options_.tenants[tenant];
+  return name.size() > SharedSegmentTable::kMaxTenantBytes ? "" : name;
+}
+
+void HostTier::SayFull(absl::string_view why) {
+  if (said_full_.exchange(true)) return;
+  Log(LogLevel::kError, "memory_dir_full",
+      {{"path", options_.memory_dir->path()},
+       {"error", why},
+       {"fix", "make the tmpfs larger (mount -o remount,size=...) or host.budget smaller"}});
+}
+
+bool HostTier::IsPrepared(FrameId frame) const {
+  const auto span = pool_.SpanOf(frame);
+  const SharedSegment* segment = MappedAt(span.segment_id).segment;
+  return segment->table == nullptr || segment->table->Holds(span.place);
+}
+
+bool HostTier::Prepare(FrameId frame) {
+  if (IsPrepared(frame)) return true;
+  const auto span = pool_.SpanOf(frame);
+  SharedSegment* segment = MappedAt(span.segment_id).segment;
+  // Slabs are reserved as a whole: there must be none of which some frames can be used and others cannot.
+  if (const absl::Status reserved = ReserveSlab(segment, span.place); !reserved.ok()) {
+    SayFull(reserved.message());
+    return false;
+  }
+  segment->table->Add(span.place);
+  return true;
+}
+
+absl::Status HostTier::ReserveSlab(SharedSegment* segment, const kv::FramePool::SlabPlace& place) {
+  constexpr uint64_t kPage = 4096;
+  const kv::SlabShape shape = kv::ShapeFor(place.stride);
+  const uint64_t header_bytes = (shape.frames * kv::HeaderBytes(place.stride) + kPage - 1) / kPage * kPage;
+  RETURN_IF_ERROR(segment->headers->Reserve(place.first_extent * kv::kHeaderBytesPerExtent, header_bytes));
+  return segment->payload->Reserve(place.first_extent * kExtentBytes, shape.extents * kExtentBytes);
 }
 
 void HostTier::ForgetLocked(uint32_t id, uint64_t bytes) {
@@ -108,6 +169,7 @@ bool HostTier::AddSegment(kv::TenantId tenant, uint64_t least_bytes) {
   if (segment == nullptr) return false;
   const uint32_t id = segment->id;
   const auto extents = static_cast<uint32_t>(segment->payload->bytes() / kExtentBytes);
+  if (segment->table != nullptr) segment->table->SetTenant(TenantName(tenant));
   {
     MutexLock lock(&mu_);
     segments_[id] = {tenant, std::move(segment)};
@@ -123,6 +185,10 @@ std::optional<FrameId> HostTier::TryAllocate(kv::TenantId tenant, uint64_t block
   while (true) {
     bool no_metadata = false;
     if (const auto frame = pool_.Allocate(tenant, block_bytes, &no_metadata)) {
+      if (!Prepare(*frame)) {
+        pool_.Recycle(*frame);
+        return std::nullopt;
+      }
       // Headers of another size may have lain here: what stands in the place of the generation is theirs.
       kv::StoreGeneration(Header(pool_.PlaceOf(*frame)), 0);
       std::atomic_thread_fence(std::memory_order_seq_cst);
@@ -148,18 +214,22 @@ bool HostTier::GiveUpEmptySegment(kv::TenantId wanted_by) {
     gone = std::move(node.mapped());
     ForgetLocked(*id, gone.segment->payload->bytes());
   }
+  Destroy(std::move(gone.segment));
   segment_gone_(gone.tenant, *id);
   return true;
 }
 
 bool HostTier::GiveUpSpare() {
   std::unique_ptr<SharedSegment> spare;
-  MutexLock lock(&mu_);
-  no_more_spares_ = true;  // the memory has other uses: the prefaulter must not take it again
-  if (spare_.empty()) return false;
-  spare = std::move(spare_.back());
-  spare_.pop_back();
-  ForgetLocked(spare->id, spare->payload->bytes());
+  {
+    MutexLock lock(&mu_);
+    no_more_spares_ = true;  // the memory has other uses: the prefaulter must not take it again
+    if (spare_.empty()) return false;
+    spare = std::move(spare_.back());
+    spare_.pop_back();
+    ForgetLocked(spare->id, spare->payload->bytes());
+  }
+  Destroy(std::move(spare));
   return true;
 }
 
@@ -178,6 +248,7 @@ void HostTier::Prefault() {
       while (!closing_) wake_.Wait(&mu_);
       return;
     }
+    absl::Status reserved;
     for (uint64_t at = 0; at < segment->payload->bytes(); at += kStep) {
       {
         MutexLock lock(&mu_);
@@ -187,11 +258,15 @@ void HostTier::Prefault() {
         }
       }
       const uint64_t step = std::min(kStep, segment->payload->bytes() - at);
+      reserved = segment->payload->Reserve(at, step);
+      if (!reserved.ok()) break;
       segment->payload->Populate(at, step);
       prefaulted_.fetch_add(step, std::memory_order_relaxed);
     }
+    if (!reserved.ok()) SayFull(reserved.message());
     MutexLock lock(&mu_);
     spare_.push_back(std::move(segment));
+    no_more_spares_ |= !reserved.ok();
   }
 }
 
@@ -207,6 +282,11 @@ BlockHeader* HostTier::Header(const kv::FramePool::Place& place) const {
 std::byte* HostTier::Payload(FrameId frame) const {
   const auto place = pool_.PlaceOf(frame);
   return MappedAt(place.segment_id).payload + place.payload_offset;
+}
+
+std::vector<uint64_t> HostTier::Checksums(FrameId frame, uint64_t payload_bytes) const {
+  const BlockHeader* header = Header(pool_.PlaceOf(frame));
+  return {header->checksums(), header->checksums() + ChecksumCount(payload_bytes)};
 }
 
 uint64_t HostTier::WriteHeader(FrameId frame, const kv::KeySpace& key_space, const kv::BlockKey& key,
@@ -252,7 +332,7 @@ bool HostTier::Check(FrameId frame, const kv::KeySpace& key_space, const kv::Blo
 
 // Readers that hold a stale ref must see that the frame is no longer theirs before a byte changes.
 void HostTier::Recycle(FrameId frame) {
-  kv::StoreGeneration(Header(pool_.PlaceOf(frame)), 0);
+  if (IsPrepared(frame)) kv::StoreGeneration(Header(pool_.PlaceOf(frame)), 0);
   std::atomic_thread_fence(std::memory_order_seq_cst);
   pool_.Recycle(frame);
 }
@@ -278,17 +358,15 @@ void HostTier::UnpinAll(std::span<const FrameId> frames) {
 bool HostTier::CopyFrame(FrameId source, FrameId target, const kv::KeySpace& key_space,
                          const kv::BlockKey& key) {
   const uint64_t bytes = key_space.identity.block_bytes;
-  if (!Check(source, key_space, key, {Payload(target), bytes})) return false;
+  if (!Prepare(target) || !Check(source, key_space, key, {Payload(target), bytes})) return false;
   const BlockHeader* header = Header(pool_.PlaceOf(source));
   const std::vector<uint64_t> checksums(header->checksums(), header->checksums() + ChecksumCount(bytes));
-  const uint64_t generation = WriteHeader(target, key_space, key, checksums);
+  kv::BlockKey parent{};
+  std::memcpy(parent.bytes.data(), header->parent_tag, sizeof(header->parent_tag));
+  const uint64_t generation = WriteHeader(target, key_space, key, checksums, parent);
   pool_.MakeReady(target, generation);
   return true;
 }
-
-bool HostTier::AdoptStep(absl::FunctionRef<bool(const AdoptedBlock&)>) { return false; }
-
-double HostTier::adoption_ratio() const { return 1.0; }
 
 std::optional<HostTier::Fds> HostTier::FindSegment(uint32_t segment_id,
                                                     kv::TenantId tenant) const {

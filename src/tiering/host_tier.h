@@ -75,6 +75,8 @@ class HostTier {
 
   // REQUIRES: the frame is filling, pinned or otherwise held.
   std::byte* Payload(kv::FrameId frame) const;
+  // As they stand in the header of a ready frame; may be damaged there, unlike what Check says.
+  std::vector<uint64_t> Checksums(kv::FrameId frame, uint64_t payload_bytes) const;
   // Completes a fill whose payload is in place; returns the generation. parent: remembered as a hint.
   uint64_t WriteHeader(kv::FrameId frame, const kv::KeySpace& key_space, const kv::BlockKey& key,
                        std::span<const uint64_t> checksums,
@@ -98,6 +100,13 @@ class HostTier {
   bool AdoptStep(absl::FunctionRef<bool(const AdoptedBlock&)> publish);
   // Bytes of what was found at the start and is taken over by now; 1: done.
   double adoption_ratio() const;
+  struct Adoption {
+    uint64_t blocks = 0;   // good ones
+    uint64_t damaged = 0;  // headers and table records that failed their checks
+    uint64_t foreign = 0;  // of a key space or tenant that is not known any more, or not wanted
+    uint64_t segments_dropped = 0;  // damaged, of an unknown tenant, or beyond the budget
+  };
+  Adoption adoption() const;
 
   struct Fds {
     int payload, headers;
@@ -115,8 +124,32 @@ class HostTier {
   struct Mapped {
     std::byte* payload = nullptr;
     std::byte* headers = nullptr;
+    SharedSegment* segment = nullptr;
+  };
+  // Of the last process, not yet taken over.
+  struct Pending {
+    kv::TenantId tenant;
+    std::unique_ptr<SharedSegment> segment;
+    uint64_t table_bytes;  // charged for it already
   };
   std::unique_ptr<SharedSegment> MakeSegment(uint64_t bytes);
+  absl::StatusOr<std::unique_ptr<SharedSegment>> MapSegment(uint32_t id, uint64_t bytes);
+  // A segment's last reference: its files go with it.
+  void Destroy(std::unique_ptr<SharedSegment> segment);
+  void SayFull(absl::string_view why);
+  std::string TenantName(kv::TenantId tenant) const;
+  // The slab of a frame is reserved and in its segment's table: its header may be touched.
+  bool IsPrepared(kv::FrameId frame) const;
+  bool Prepare(kv::FrameId frame);
+  absl::Status ReserveSlab(SharedSegment* segment, const kv::FramePool::SlabPlace& place);
+
+  void FindSegments();
+  bool KeepFoundLocked(std::unique_ptr<SharedSegment>* found) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void AdoptSegment(Pending pending, absl::FunctionRef<bool(const AdoptedBlock&)> publish);
+  void AdoptSlab(const SharedSegment& segment, kv::TenantId tenant, kv::FrameId first,
+                 absl::FunctionRef<bool(const AdoptedBlock&)> publish, Adoption* counts);
+  void AdoptFrame(const kv::BlockHeader& header, kv::TenantId tenant, const kv::FramePool::SlabSpan& span,
+                  kv::FrameId frame, absl::FunctionRef<bool(const AdoptedBlock&)> publish, Adoption* counts);
   void ForgetLocked(uint32_t id, uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool AddSegment(kv::TenantId tenant, uint64_t least_bytes);
   void Prefault();
@@ -144,6 +177,12 @@ class HostTier {
   };
   std::map<uint32_t, Owned> segments_ ABSL_GUARDED_BY(mu_);
   std::deque<std::unique_ptr<SharedSegment>> spare_ ABSL_GUARDED_BY(mu_);
+  std::deque<Pending> pending_ ABSL_GUARDED_BY(mu_);
+  bool has_adopted_ ABSL_GUARDED_BY(mu_) = false;  // all of them
+  Adoption adoption_ ABSL_GUARDED_BY(mu_);
+  uint64_t found_bytes_ = 0;  // constant after construction
+  std::atomic<uint64_t> adopted_bytes_{0};
+  std::atomic<bool> said_full_{false};
   std::thread prefaulter_;
 };
 
