@@ -47,7 +47,8 @@ Finding ProbeDisk(const std::string& path) {
   const int fd = open(path.c_str(), O_RDWR | O_CLOEXEC | O_EXCL);
   if (fd < 0) {
     return {check, Finding::kProblem, std::strerror(errno),
-            errno == EBUSY ? "unmount it, or end the daemon that has it" : "give terraced's user the right to write it"};
+            errno == EBUSY ? "unmount it, or end the daemon that has it"
+                           : "give terraced's user the right to write it"};
   }
   uint64_t bytes = 0;
   const bool is_known = ioctl(fd, BLKGETSIZE64, &bytes) == 0;
@@ -102,7 +103,8 @@ Finding ProbeNvmePlace(const std::string& path) {
 
 Finding ProbeSharedMemory(const std::string& path) {
   Finding finding{"shared memory", Finding::kNote, "",
-                  "mount -o remount,size=N /dev/shm (docker: --shm-size), N at least host.budget; or leave host.memory_dir out"};
+                  "mount -o remount,size=N /dev/shm (docker: --shm-size), N at least host.budget; or leave "
+                  "host.memory_dir out"};
   struct statvfs space {};
   if (statvfs(path.c_str(), &space) != 0) {
     finding.text = absl::StrCat(path, ": ", std::strerror(errno), "; the host tier cannot outlive its daemon there");

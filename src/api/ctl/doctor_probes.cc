@@ -154,7 +154,8 @@ Finding ProbeIoUring() {
     close(static_cast<int>(fd));
     return {"io_uring", Finding::kOk, "available", ""};
   }
-  Finding finding{"io_uring", Finding::kNote, absl::StrCat("not available (", ErrnoText(), "); an NVMe tier then works with threads, slower"),
+  Finding finding{"io_uring", Finding::kNote,
+                  absl::StrCat("not available (", ErrnoText(), "); an NVMe tier then works with threads, slower"),
                   "allow io_uring_setup in the container's seccomp profile"};
   std::ifstream file("/proc/sys/kernel/io_uring_disabled");
   int disabled = 0;
