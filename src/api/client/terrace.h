@@ -220,7 +220,7 @@ enum {
   /* Also take blocks that lie on a lower tier: their loading starts now, they are answered as
    * REASON_PENDING with a valid ref, and count as here. terrace_load waits for them, block by block,
    * in the order of the chain; what does not arrive fails with its reason (DEADLINE, IO_ERROR, ...).
-   * Without it such blocks are misses. */
+   * Without it, and with TERRACE_LOOKUP_NO_LEASE, such blocks are misses (REASON_PENDING). */
   TERRACE_LOOKUP_MAY_WAIT = 2
 };
 

@@ -2,11 +2,13 @@
 #include "api/server/cache_service.h"
 
 #include <algorithm>
+#include <chrono>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "api/server/block_fetcher.h"
 #include "api/server/proto_convert.h"
 #include "api/server/put_receiver.h"
 #include "api/server/status_convert.h"
@@ -33,20 +35,12 @@ absl::StatusOr<std::vector<kv::BlockKey>> KeysFromProto(
   return parsed;
 }
 
-// Ends a lease that was taken for one block of one call.
-class CallLease {
- public:
-  CallLease(tiering::Session* session, uint64_t id) : session_(session), id_(id) {}
-  CallLease(const CallLease&) = delete;
-  // NotFound when it grew too old meanwhile: nothing left to do.
-  ~CallLease() {
-    if (id_ != 0) session_->Release(id_).IgnoreError();
-  }
-
- private:
-  tiering::Session* const session_;
-  const uint64_t id_;
-};
+// Until the call's deadline; 0 when its client has gone.
+int64_t LeftNs(const grpc::ServerContext& call) {
+  if (call.IsCancelled()) return 0;
+  const auto left = call.deadline() - std::chrono::system_clock::now();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(left).count();
+}
 
 class CacheService final : public v1::CacheService::Service {
  public:
@@ -81,8 +75,9 @@ class CacheService final : public v1::CacheService::Service {
                             v1::OpenKeySpaceResponse* response) override {
     return Answer(GrpcOp::kOpenKeySpace, [&]() -> absl::Status {
       ASSIGN_OR_RETURN(const auto session, sessions_.Find(request->session_id()));
-      ASSIGN_OR_RETURN(const kv::KeySpace* key_space,
-                       session->OpenKeySpace(IdentityFromProto(request->identity())));
+      ASSIGN_OR_RETURN(const kv::KeySpaceIdentity identity,
+                       IdentityFromProto(request->identity()));
+      ASSIGN_OR_RETURN(const kv::KeySpace* key_space, session->OpenKeySpace(identity));
       response->set_key_space_id(key_space->id);
       response->set_digest(key_space->digest.data(), key_space->digest.size());
       return absl::OkStatus();
@@ -102,6 +97,11 @@ class CacheService final : public v1::CacheService::Service {
   grpc::Status Put(grpc::ServerContext* call, grpc::ServerReader<v1::PutRequest>* reader,
                    v1::PutResponse* response) override {
     return Answer(GrpcOp::kPut, [&] { return DoPut(call, reader, response); });
+  }
+
+  grpc::Status Hint(grpc::ServerContext*, const v1::HintRequest* request,
+                    v1::HintResponse* response) override {
+    return Answer(GrpcOp::kHint, [&] { return DoHint(*request, response); });
   }
 
   grpc::Status Stat(grpc::ServerContext*, const v1::StatRequest* request,
@@ -169,14 +169,17 @@ class CacheService final : public v1::CacheService::Service {
     if (!v1::LookupMode_IsValid(request.mode())) {
       return absl::InvalidArgumentError(absl::StrCat("unknown lookup mode ", request.mode()));
     }
-    const bool all = request.mode() == v1::LOOKUP_MODE_ALL;
-    ASSIGN_OR_RETURN(
-        const tiering::LookupAnswer answer,
-        session->core().Lookup(
-            key_space->id, keys, all ? tiering::LookupMode::kAll : tiering::LookupMode::kPrefix,
-            request.lease() ? tiering::Session::kNewLease : tiering::Session::kNoLease));
+    tiering::LookupOptions options;
+    options.mode = request.mode() == v1::LOOKUP_MODE_ALL ? tiering::LookupMode::kAll
+                                                         : tiering::LookupMode::kPrefix;
+    options.lease = request.lease() ? tiering::Session::kNewLease : tiering::Session::kNoLease;
+    options.may_wait = request.may_wait();
+    options.recompute_ns_per_token = request.recompute_ns_per_token();
+    ASSIGN_OR_RETURN(const tiering::LookupAnswer answer,
+                     session->core().Lookup(key_space->id, keys, options));
     response->set_n_prefix(answer.n_prefix);
     response->set_n_here(answer.n_here);
+    response->set_n_pending(answer.n_pending);
     response->set_lease_id(answer.lease_id);
     response->mutable_reasons()->Reserve(static_cast<int>(keys.size()));
     for (size_t i = 0; i < keys.size(); ++i) {
@@ -201,28 +204,13 @@ class CacheService final : public v1::CacheService::Service {
                      StagingCharge::Make(context_.stack, block_bytes + kStreamOverheadBytes));
     const auto payload = std::make_unique_for_overwrite<std::byte[]>(block_bytes);
     const std::span<std::byte> target(payload.get(), static_cast<size_t>(block_bytes));
+    BlockFetcher blocks(context_.stack, &session->core(), key_space, keys, context_.clock,
+                        [call] { return LeftNs(*call); });
     for (uint32_t i = 0; i < keys.size(); ++i) {
-      ASSIGN_OR_RETURN(const Reason reason,
-                       ReadBlock(session->core(), *key_space, keys[i], target));
+      ASSIGN_OR_RETURN(const Reason reason, blocks.Next(target));
       RETURN_IF_ERROR(SendBlock(i, reason, target, writer, stream));
     }
     return absl::OkStatus();
-  }
-
-  // Copies one block out. A block that is not here, or not whole, is a reason.
-  absl::StatusOr<Reason> ReadBlock(tiering::Session& session, const kv::KeySpace& key_space,
-                                   const kv::BlockKey& key, std::span<std::byte> target) {
-    ASSIGN_OR_RETURN(const tiering::LookupAnswer answer,
-                     session.Lookup(key_space.id, {&key, 1}, tiering::LookupMode::kAll,
-                                    tiering::Session::kNewLease));
-    const CallLease lease(&session, answer.lease_id);
-    const tiering::BlockPlace& place = answer.places.at(0);
-    if (place.reason != Reason::kNone) return place.reason;
-    const absl::Status status = context_.stack->ReadLeased(key_space, key, place, target);
-    if (absl::IsDataLoss(status)) return Reason::kCorrupt;
-    if (absl::IsNotFound(status)) return Reason::kFlushed;  // by an operator, since the lookup
-    RETURN_IF_ERROR(status);
-    return Reason::kNone;
   }
 
   static absl::Status SendBlock(uint32_t index, Reason reason, std::span<const std::byte> payload,
@@ -273,7 +261,8 @@ class CacheService final : public v1::CacheService::Service {
     ASSIGN_OR_RETURN(GrpcSessions::StreamGuard stream,
                      sessions_.BeginStream(session, [call] { call->TryCancel(); }));
     ASSIGN_OR_RETURN(const std::unique_ptr<PutReceiver> receiver,
-                     PutReceiver::Make(context_.stack, &session->core(), key_space));
+                     PutReceiver::Make(context_.stack, &session->core(), key_space,
+                                       context_.clock));
     while (reader->Read(&request)) {
       stream.Progress();
       switch (request.part_case()) {
@@ -293,6 +282,18 @@ class CacheService final : public v1::CacheService::Service {
       return absl::CancelledError("the client went away or the session ended");
     RETURN_IF_ERROR(receiver->Finish());
     for (const Reason reason : receiver->reasons()) response->add_reasons(ReasonToProto(reason));
+    return absl::OkStatus();
+  }
+
+  absl::Status DoHint(const v1::HintRequest& request, v1::HintResponse* response) {
+    ASSIGN_OR_RETURN(const std::shared_ptr<GrpcSession> session,
+                     sessions_.Find(request.session_id()));
+    ASSIGN_OR_RETURN(const kv::KeySpace* key_space, session->FindKeySpace(request.key_space_id()));
+    ASSIGN_OR_RETURN(const std::vector<kv::BlockKey> keys, KeysFromProto(request.keys()));
+    ASSIGN_OR_RETURN(const tiering::RetentionHint hint,
+                     RetentionFromProto(request.retention(), context_.clock->NowNs()));
+    ASSIGN_OR_RETURN(const uint32_t n_taken, session->core().Hint(key_space->id, keys, hint));
+    response->set_n_taken(n_taken);
     return absl::OkStatus();
   }
 

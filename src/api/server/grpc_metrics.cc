@@ -6,7 +6,7 @@ namespace {
 
 constexpr const char* kOpNames[kGrpcOps] = {
     "open_session", "keep_alive", "close_session", "open_key_space", "lookup", "get",
-    "put",          "stat",       "release",       "renew",          "admin"};
+    "put",          "stat",       "release",       "renew",          "hint", "admin"};
 // The codes this door answers with.
 constexpr absl::StatusCode kCodesUsed[] = {absl::StatusCode::kOk,
                                            absl::StatusCode::kCancelled,
@@ -28,7 +28,7 @@ GrpcMetrics::GrpcMetrics(MetricRegistry* metrics, const Clock* clock) : clock_(c
     }
     durations_[op] =
         metrics->AddHistogram("terrace_request_duration_seconds",
-                              "From a request's arrival to its answer (put: to its hand-over).",
+                              "From a request's arrival to its answer (put, locate: to its hand-over).",
                               {{"op", kOpNames[op]}, {"transport", "grpc"}});
   }
   const auto add_rejected = [&](const char* reason) {

@@ -24,9 +24,10 @@ enum class GrpcOp {
   kStat,
   kRelease,
   kRenew,
+  kHint,
   kAdmin,  // every call of AdminService
 };
-inline constexpr int kGrpcOps = 11;
+inline constexpr int kGrpcOps = 12;
 
 // Owner: GrpcServer; one a registry. Threads: any.
 class GrpcMetrics {

@@ -1,7 +1,10 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 #include "api/server/proto_convert.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
+#include "kvstore/base/status_macros.h"
 
 namespace terrace::api {
 namespace {
@@ -31,7 +34,10 @@ absl::string_view KeyToProto(const kv::BlockKey& key) {
   return {reinterpret_cast<const char*>(key.bytes.data()), key.bytes.size()};
 }
 
-kv::KeySpaceIdentity IdentityFromProto(const v1::KeySpaceIdentity& message) {
+absl::StatusOr<kv::KeySpaceIdentity> IdentityFromProto(const v1::KeySpaceIdentity& message) {
+  if (!v1::BlockClass_IsValid(message.block_class())) {
+    return absl::InvalidArgumentError(absl::StrCat("unknown block class ", message.block_class()));
+  }
   kv::KeySpaceIdentity identity;
   identity.model = message.model();
   identity.model_fingerprint = message.model_fingerprint();
@@ -43,6 +49,9 @@ kv::KeySpaceIdentity IdentityFromProto(const v1::KeySpaceIdentity& message) {
   identity.extra = message.extra();
   identity.block_bytes = message.block_bytes();
   identity.tokens_per_block = message.tokens_per_block();
+  identity.block_class = static_cast<uint8_t>(message.block_class() == v1::BLOCK_CLASS_SHARD
+                                                  ? tiering::BlockClass::kShard
+                                                  : tiering::BlockClass::kKv);
   return identity;
 }
 
@@ -57,6 +66,8 @@ void IdentityToProto(const kv::KeySpaceIdentity& identity, v1::KeySpaceIdentity*
   message->set_extra(identity.extra);
   message->set_block_bytes(identity.block_bytes);
   message->set_tokens_per_block(identity.tokens_per_block);
+  const bool is_shard = identity.block_class == static_cast<uint8_t>(tiering::BlockClass::kShard);
+  message->set_block_class(is_shard ? v1::BLOCK_CLASS_SHARD : v1::BLOCK_CLASS_KV);
 }
 
 void DurationToProto(int64_t ns, google::protobuf::Duration* message) {
@@ -70,6 +81,19 @@ absl::StatusOr<int64_t> DurationFromProto(const google::protobuf::Duration& mess
     return absl::InvalidArgumentError("a duration must be positive and below 100 years");
   }
   return message.seconds() * kNsPerSecond + message.nanos();
+}
+
+absl::StatusOr<tiering::RetentionHint> RetentionFromProto(const v1::Retention& message, int64_t now_ns) {
+  const auto at = [now_ns](const google::protobuf::Duration& from_now) -> absl::StatusOr<int64_t> {
+    ASSIGN_OR_RETURN(const int64_t ns, DurationFromProto(from_now));
+    return ns == 0 ? 0 : now_ns + std::min(ns, tiering::kMaxHintNs);
+  };
+  tiering::RetentionHint hint;
+  ASSIGN_OR_RETURN(hint.reuse_at_ns, at(message.reuse_after()));
+  ASSIGN_OR_RETURN(hint.pin_until_ns, at(message.pin()));
+  hint.done = message.done();
+  hint.priority = static_cast<uint8_t>(std::min<uint32_t>(message.priority(), tiering::kMaxPriority));
+  return hint;
 }
 
 }  // namespace terrace::api

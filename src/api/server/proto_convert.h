@@ -13,6 +13,7 @@
 #include "kvstore/key_space.h"
 #include "terrace/v1/kv.pb.h"
 #include "terrace/v1/reason.pb.h"
+#include "tiering/policy/retention.h"
 
 namespace terrace::api {
 
@@ -20,8 +21,12 @@ namespace terrace::api {
 absl::StatusOr<kv::BlockKey> KeyFromProto(absl::string_view bytes, absl::string_view field);
 absl::string_view KeyToProto(const kv::BlockKey& key);  // a view of key's bytes
 
-kv::KeySpaceIdentity IdentityFromProto(const v1::KeySpaceIdentity& message);
+// InvalidArgument: an unknown class.
+absl::StatusOr<kv::KeySpaceIdentity> IdentityFromProto(const v1::KeySpaceIdentity& message);
 void IdentityToProto(const kv::KeySpaceIdentity& identity, v1::KeySpaceIdentity* message);
+
+// now_ns: of the daemon's Clock. What is too far away is cut; InvalidArgument: a bad duration.
+absl::StatusOr<tiering::RetentionHint> RetentionFromProto(const v1::Retention& message, int64_t now_ns);
 
 constexpr v1::Reason ReasonToProto(Reason reason) { return static_cast<v1::Reason>(reason); }
 

@@ -55,18 +55,20 @@ StagingCharge::~StagingCharge() {
 
 absl::StatusOr<std::unique_ptr<PutReceiver>> PutReceiver::Make(tiering::TierStack* stack,
                                                                tiering::Session* session,
-                                                               const kv::KeySpace* key_space) {
+                                                               const kv::KeySpace* key_space,
+                                                               const Clock* clock) {
   ASSIGN_OR_RETURN(
       StagingCharge charge,
       StagingCharge::Make(stack, key_space->identity.block_bytes + kStreamOverheadBytes));
-  return absl::WrapUnique(new PutReceiver(std::move(charge), session, key_space));
+  return absl::WrapUnique(new PutReceiver(std::move(charge), session, key_space, clock));
 }
 
 PutReceiver::PutReceiver(StagingCharge charge, tiering::Session* session,
-                         const kv::KeySpace* key_space)
+                         const kv::KeySpace* key_space, const Clock* clock)
     : charge_(std::move(charge)),
       session_(session),
       key_space_(key_space),
+      clock_(clock),
       payload_(std::make_unique_for_overwrite<std::byte[]>(key_space->identity.block_bytes)) {}
 
 absl::Status PutReceiver::OnBlock(const v1::PutBlock& block) {
@@ -89,6 +91,7 @@ absl::Status PutReceiver::OnBlock(const v1::PutBlock& block) {
   if (!block.parent().empty()) {
     ASSIGN_OR_RETURN(parent_, KeyFromProto(block.parent(), "parent"));
   }
+  ASSIGN_OR_RETURN(hint_, RetentionFromProto(block.retention(), clock_->NowNs()));
   checksum_ = block.checksum();
   received_bytes_ = 0;
   is_damaged_ = false;
@@ -132,6 +135,7 @@ Reason PutReceiver::StoreBlock() {
   request.key_space = key_space_;
   request.key = key_;
   request.parent = parent_;
+  request.hint = hint_;
   request.source = {payload_.get(), static_cast<size_t>(total)};
   request.checksums.resize(ChecksumCount(total));
   const Piece source{payload_.get(), static_cast<size_t>(total)};

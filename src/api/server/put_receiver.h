@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kvstore/base/clock.h"
 #include "kvstore/base/reason.h"
 #include "kvstore/block_key.h"
 #include "kvstore/key_space.h"
@@ -47,10 +48,11 @@ class StagingCharge {
 // reason.
 class PutReceiver {
  public:
-  // session and key_space must outlive it.
+  // session, key_space and clock must outlive it.
   static absl::StatusOr<std::unique_ptr<PutReceiver>> Make(tiering::TierStack* stack,
                                                            tiering::Session* session,
-                                                           const kv::KeySpace* key_space);
+                                                           const kv::KeySpace* key_space,
+                                                           const Clock* clock);
 
   absl::Status OnBlock(const v1::PutBlock& block);
   absl::Status OnChunk(const v1::PutChunk& chunk);
@@ -60,12 +62,14 @@ class PutReceiver {
   const std::vector<Reason>& reasons() const { return reasons_; }
 
  private:
-  PutReceiver(StagingCharge charge, tiering::Session* session, const kv::KeySpace* key_space);
+  PutReceiver(StagingCharge charge, tiering::Session* session, const kv::KeySpace* key_space,
+              const Clock* clock);
   Reason StoreBlock();
 
   const StagingCharge charge_;
   tiering::Session* const session_;
   const kv::KeySpace* const key_space_;
+  const Clock* const clock_;
   const std::unique_ptr<std::byte[]> payload_;  // block_bytes
   std::vector<Reason> reasons_;
 
@@ -76,6 +80,7 @@ class PutReceiver {
   uint64_t checksum_ = 0;
   kv::BlockKey key_;
   std::optional<kv::BlockKey> parent_;
+  tiering::RetentionHint hint_;
 };
 
 }  // namespace terrace::api
