@@ -41,7 +41,7 @@ class HostMemoryDir {
   const std::string& path() const { return path_; }
   std::string key_spaces_path() const { return path_ + "/key_spaces"; }
   // Above every generation that was ever written here, and so is what follows it.
-  uint64_t first_generation() const { return opened_ << kGenerationBits; }
+  uint64_t first_generation() const { return opened_ << kGenerationBits | 1; }
 
   // A new segment, its payload's memory not reserved yet. ResourceExhausted: no room for its table.
   absl::StatusOr<std::unique_ptr<SharedSegment>> Make(uint32_t id, uint64_t bytes);
