@@ -82,6 +82,7 @@ class TestDaemon {
     config_.stack.process_bytes = 16ull << 20;
     config_.stack.prefault = false;
     config_.stack.huge_pages = false;
+    config_.stack.memory_dir = "";  // nothing outlives a test
     auto stack = tiering::TierStack::Create(config_.stack, Clock::Real(), &metrics_);
     EXPECT_TRUE(stack.ok()) << stack.status();
     stack_ = std::move(*stack);
