@@ -114,8 +114,9 @@ bool HostTier::AdoptStep(absl::FunctionRef<bool(const AdoptedBlock&)> publish) {
     return true;
   }
   options_.key_spaces->ForgetUnrecalled();
-  Log(LogLevel::kInfo, "host_memory_adopted",
-      {{"blocks", result.blocks}, {"damaged", result.damaged}, {"foreign", result.foreign}});
+  if (result.damaged + result.foreign > 0) {
+    Log(LogLevel::kWarning, "host_memory_dropped", {{"damaged", result.damaged}, {"not_wanted", result.foreign}});
+  }
   return false;
 }
 

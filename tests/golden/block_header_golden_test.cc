@@ -37,7 +37,7 @@ std::string Describe(const std::byte* header, uint64_t n_checksums) {
   line("key_space_digest", 32, 32);
   line("key", 64, 32);
   line("header_checksum", 96, 8);
-  line("reserved1", 104, 24);
+  line("parent_tag", 104, 24);
   for (uint64_t i = 0; i < n_checksums; ++i) line("checksum", 128 + i * 8, 8);
   return out.str();
 }
