@@ -104,6 +104,42 @@ TEST_F(BlockHeaderTest, EveryFlippedBitIsSeen) {
   EXPECT_EQ(Check(), HeaderVerdict::kOk);
 }
 
+// The same for one who does not know what should be there. A generation of 0 holds nothing.
+TEST_F(BlockHeaderTest, AWholeHeaderIsKnownByItself) {
+  EXPECT_TRUE(IsWholeHeader(header_, bytes_));
+  EXPECT_TRUE(IsWholeHeader(header_, bytes_ + 1000));
+  EXPECT_FALSE(IsWholeHeader(header_, bytes_ - 64));
+  EXPECT_FALSE(IsWholeHeader(header_, sizeof(BlockHeader) - 1));
+  auto* bytes = reinterpret_cast<uint8_t*>(header_);
+  const size_t live = sizeof(BlockHeader) + 4 * sizeof(uint64_t);
+  for (size_t bit = 0; bit < live * 8; ++bit) {
+    bytes[bit / 8] = static_cast<uint8_t>(bytes[bit / 8] ^ 1u << bit % 8);
+    EXPECT_FALSE(IsWholeHeader(header_, bytes_)) << "bit " << bit;
+    bytes[bit / 8] = static_cast<uint8_t>(bytes[bit / 8] ^ 1u << bit % 8);
+  }
+  StoreGeneration(header_, 0);
+  EXPECT_FALSE(IsWholeHeader(header_, bytes_));
+}
+
+TEST_F(BlockHeaderTest, AScribbledHeaderThatNobodyKnowsIsNotReadBeyondItsEnd) {
+  auto* bytes = reinterpret_cast<uint8_t*>(header_);
+  Random random(12);
+  for (int round = 0; round < 20000; ++round) {
+    Write(17);
+    if (round % 2 == 0) {
+      for (size_t i = 24; i < bytes_; ++i) bytes[i] = static_cast<uint8_t>(random.Next());
+    }
+    header_->payload_bytes = random.Next() >> random.Below(64);
+    header_->n_checksums = static_cast<uint32_t>(ChecksumCount(header_->payload_bytes));
+    header_->segment_bytes = kChecksumSegmentBytes;
+    if (header_->payload_bytes != kPayloadBytes) ASSERT_FALSE(IsWholeHeader(header_, bytes_));
+  }
+  Write(17);
+  header_->payload_bytes = ~uint64_t{0};  // its number of checksums wraps round to 0
+  header_->n_checksums = 0;
+  EXPECT_FALSE(IsWholeHeader(header_, bytes_));
+}
+
 TEST_F(BlockHeaderTest, ScribbledHeaderIsNeverReadBeyondItsEnd) {
   auto* bytes = reinterpret_cast<uint8_t*>(header_);
   Random random(11);

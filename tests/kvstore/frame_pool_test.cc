@@ -268,6 +268,93 @@ TEST(FramePoolBudgetTest, TablesAndHeadersAreChargedAndGivenBack) {
   EXPECT_EQ(budget.used(), 0u);
 }
 
+TEST(FramePoolBudgetTest, AdoptedSlabsAreLikeOthers) {
+  MemoryBudget budget(kUnlimited);
+  uint64_t charged = 0;
+  std::vector<FramePool::SlabPlace> places;
+  {
+    FramePool pool(16, 64, &budget);
+    pool.AddSegment(7, 1, 32);
+    bool no_metadata;
+    for (const uint64_t bytes : {uint64_t{4096}, uint64_t{70'000}, uint64_t{3} << 20}) {
+      const auto frame = pool.Allocate(1, bytes, &no_metadata);
+      ASSERT_TRUE(frame.has_value());
+      places.push_back(pool.SpanOf(*frame).place);
+    }
+    charged = budget.used();
+  }
+  ASSERT_EQ(budget.used(), 0u);
+  FramePool pool(16, 64, &budget);
+  uint64_t expected = 0;
+  for (const auto& place : places) expected += pool.BytesOf(ShapeFor(place.stride));
+  EXPECT_EQ(expected, charged);
+  const auto firsts = pool.AdoptSegment(7, 1, 32, places);
+  ASSERT_EQ(firsts.size(), 3u);
+  EXPECT_EQ(budget.used(), charged);
+  bool no_metadata;
+  std::vector<FrameId> all;
+  for (size_t i = 0; i < firsts.size(); ++i) {
+    ASSERT_NE(firsts[i], kNoFrame);
+    const auto span = pool.SpanOf(firsts[i]);
+    EXPECT_EQ(span.segment_id, 7u);
+    EXPECT_EQ(span.place.first_extent, places[i].first_extent);
+    EXPECT_EQ(span.place.stride, places[i].stride);
+    EXPECT_EQ(pool.TenantOf(firsts[i]), 1);
+    // None of it is handed out: a new frame comes from elsewhere.
+    const auto fresh = pool.Allocate(1, places[i].stride, &no_metadata);
+    ASSERT_TRUE(fresh.has_value());
+    const auto fresh_place = pool.SpanOf(*fresh).place;
+    EXPECT_FALSE(fresh_place.first_extent >= span.place.first_extent &&
+                 fresh_place.first_extent < span.place.first_extent + span.shape.extents);
+    pool.Recycle(*fresh);
+    for (uint32_t n = 0; n < span.shape.frames; ++n) all.push_back(firsts[i] + n);
+  }
+  EXPECT_EQ(pool.GetUsage().frames_in_use, all.size());
+  EXPECT_FALSE(pool.RemoveEmptySegment(std::nullopt, std::nullopt).has_value());
+  // Every other frame holds a block.
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (i % 2 == 0) {
+      pool.MakeReady(all[i], 100 + i);
+      EXPECT_EQ(pool.PlaceOf(all[i]).generation, 100 + i);
+    } else {
+      pool.Recycle(all[i]);
+    }
+  }
+  EXPECT_EQ(pool.GetUsage().frames_in_use, (all.size() + 1) / 2);
+  const auto again = pool.Allocate(1, 4096, &no_metadata);
+  EXPECT_EQ(pool.SpanOf(*again).place.first_extent, places[0].first_extent) << "what was free is used";
+  pool.Recycle(*again);
+  for (size_t i = 0; i < all.size(); i += 2) {
+    ASSERT_TRUE(pool.Retire(all[i]));
+    pool.Recycle(all[i]);
+  }
+  EXPECT_EQ(pool.GetUsage().extents_in_slabs, 0u);
+  EXPECT_TRUE(pool.RemoveEmptySegment(std::nullopt, std::nullopt).has_value());
+  EXPECT_EQ(budget.used(), 0u);
+}
+
+TEST(FramePoolBudgetTest, WhatCannotBeAdoptedIsLeftOut) {
+  MemoryBudget budget(kUnlimited);
+  FramePool pool(2, 64, &budget);
+  const FramePool::SlabPlace places[] = {{0, 3 << 20}, {2, 4096}, {30, 3 << 20}, {32, 4096}, {~0u, 4096},
+                                         {4, 4096}, {5, 4096}};
+  const auto firsts = pool.AdoptSegment(1, 0, 32, places);
+  EXPECT_NE(firsts[0], kNoFrame);
+  EXPECT_EQ(firsts[1], kNoFrame) << "over another one";
+  EXPECT_EQ(firsts[2], kNoFrame) << "beyond the end";
+  EXPECT_EQ(firsts[3], kNoFrame);
+  EXPECT_EQ(firsts[4], kNoFrame);
+  EXPECT_NE(firsts[5], kNoFrame);
+  EXPECT_EQ(firsts[6], kNoFrame) << "no slab number left";
+  EXPECT_EQ(pool.GetUsage().extents_in_slabs, 4u);
+  MemoryBudget small(pool.BytesOf(ShapeFor(4096)) * 3 / 2);
+  FramePool poor(16, 64, &small);
+  const FramePool::SlabPlace two[] = {{0, 4096}, {1, 4096}};
+  const auto some = poor.AdoptSegment(1, 0, 32, two);
+  EXPECT_NE(some[0], kNoFrame);
+  EXPECT_EQ(some[1], kNoFrame) << "no memory for its tables";
+}
+
 TEST(FramePoolBudgetTest, SlabsHaveALimit) {
   MemoryBudget budget(kUnlimited);
   FramePool pool(3, 0, &budget);

@@ -3,8 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <set>
 #include <thread>
+
+#include "kvstore/key_space_registry.h"
 
 namespace terrace::kv {
 namespace {
@@ -151,6 +156,145 @@ TEST(KeySpaceTableTest, OpensFromManyThreads) {
   for (std::thread& thread : threads) thread.join();
   for (size_t t = 1; t < seen.size(); ++t) EXPECT_EQ(seen[t], seen[0]);
   EXPECT_EQ(table.List().size(), 32u);
+}
+
+// What the next process knows of the last one's key spaces.
+class KeySpaceRegistryTest : public ::testing::Test {
+ protected:
+  KeySpaceRegistryTest() {
+    char path[] = "/tmp/terrace-registry-XXXXXX";
+    folder_ = mkdtemp(path);
+    path_ = folder_ + "/key_spaces";
+  }
+  ~KeySpaceRegistryTest() override { std::filesystem::remove_all(folder_); }
+
+  std::unique_ptr<KeySpaceTable> Table(uint32_t max_key_spaces = 100) {
+    auto registry = KeySpaceRegistry::Open(path_, max_key_spaces);
+    EXPECT_TRUE(registry.ok()) << registry.status();
+    auto table = std::make_unique<KeySpaceTable>(max_key_spaces);
+    table->UseRegistry(*std::move(registry), [](absl::string_view name) -> std::optional<TenantId> {
+      if (name == "default") return TenantId{3};
+      return std::nullopt;
+    });
+    return table;
+  }
+  static KeySpaceIdentity Numbered(int i) {
+    KeySpaceIdentity identity = Identity();
+    identity.extra = std::to_string(i);
+    identity.block_class = static_cast<uint8_t>(i % 2);
+    return identity;
+  }
+  std::string folder_, path_;
+};
+
+TEST_F(KeySpaceRegistryTest, RecalledByDigestOnly) {
+  std::array<uint8_t, 32> digest;
+  {
+    const auto table = Table();
+    digest = (*table->Open(3, "default", Numbered(1)))->digest;
+    ASSERT_TRUE(table->Open(3, "default", Numbered(2)).ok());
+    ASSERT_TRUE(table->Open(4, "gone", Numbered(3)).ok());
+  }
+  const auto table = Table();
+  EXPECT_TRUE(table->List().empty());
+  const KeySpace* recalled = table->Recall(digest);
+  ASSERT_NE(recalled, nullptr);
+  EXPECT_EQ(recalled->tenant, 3);
+  EXPECT_EQ(recalled->digest, digest);
+  EXPECT_EQ(recalled->identity.extra, "1");
+  EXPECT_EQ(recalled->identity.block_class, 1);
+  EXPECT_EQ(recalled->identity.block_bytes, 4096u);
+  EXPECT_EQ(recalled->identity.tokens_per_block, 16u);
+  EXPECT_EQ(table->Recall(digest), recalled);
+  EXPECT_EQ(*table->Open(3, "default", Numbered(1)), recalled);
+  digest[0] ^= 1;
+  EXPECT_EQ(table->Recall(digest), nullptr);
+  EXPECT_EQ(table->Recall((*KeySpaceTable(9).Open(4, "gone", Numbered(3)))->digest), nullptr)
+      << "nobody knows its tenant";
+}
+
+TEST_F(KeySpaceRegistryTest, WhatNobodyAskedForIsForgotten) {
+  std::vector<std::array<uint8_t, 32>> digests;
+  {
+    const auto table = Table();
+    for (int i = 0; i < 20; ++i) digests.push_back((*table->Open(3, "default", Numbered(i)))->digest);
+  }
+  const auto before = std::filesystem::file_size(path_);
+  {
+    const auto table = Table();
+    for (int i = 0; i < 5; ++i) ASSERT_NE(table->Recall(digests[i]), nullptr);
+    ASSERT_TRUE(table->Open(3, "default", Numbered(100)).ok());
+    table->ForgetUnrecalled();
+    EXPECT_EQ(table->Recall(digests[6]), nullptr);
+    ASSERT_TRUE(table->Open(3, "default", Numbered(101)).ok());  // recorded after it, too
+  }
+  EXPECT_LT(std::filesystem::file_size(path_), before / 2);
+  const auto table = Table();
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(table->Recall(digests[i]) != nullptr, i < 5) << i;
+  for (const int i : {100, 101}) {
+    EXPECT_NE(table->Recall((*KeySpaceTable(9).Open(3, "default", Numbered(i)))->digest), nullptr) << i;
+  }
+}
+
+TEST_F(KeySpaceRegistryTest, EveryFlippedBitCostsItsRecordAtMostOrAllBehindIt) {
+  std::vector<std::array<uint8_t, 32>> digests;
+  {
+    const auto table = Table();
+    for (int i = 0; i < 3; ++i) digests.push_back((*table->Open(3, "default", Numbered(i)))->digest);
+  }
+  std::string whole(std::filesystem::file_size(path_), '\0');
+  std::ifstream(path_, std::ios::binary).read(whole.data(), static_cast<std::streamsize>(whole.size()));
+  const size_t record = whole.size() / 3;
+  ASSERT_EQ(record * 3, whole.size());
+  for (size_t bit = record * 8; bit < 2 * record * 8; ++bit) {
+    std::string damaged = whole;
+    damaged[bit / 8] = static_cast<char>(damaged[bit / 8] ^ 1 << bit % 8);
+    std::ofstream(path_, std::ios::binary | std::ios::trunc) << damaged;
+    const auto table = Table();
+    ASSERT_NE(table->Recall(digests[0]), nullptr) << "bit " << bit;
+    ASSERT_EQ(table->Recall(digests[1]), nullptr) << "bit " << bit;
+    if (bit / 8 >= record + 8) ASSERT_NE(table->Recall(digests[2]), nullptr) << "bit " << bit;
+  }
+}
+
+TEST_F(KeySpaceRegistryTest, ATornRecordIsCutOffAndWrittenOver) {
+  std::vector<std::array<uint8_t, 32>> digests;
+  {
+    const auto table = Table();
+    for (int i = 0; i < 2; ++i) digests.push_back((*table->Open(3, "default", Numbered(i)))->digest);
+  }
+  const auto whole = std::filesystem::file_size(path_);
+  for (uint64_t cut = 1; cut < whole / 2; cut += 7) {
+    std::filesystem::resize_file(path_, whole - cut);
+    {
+      const auto table = Table();
+      ASSERT_EQ(table->Recall(digests[1]), nullptr);
+      ASSERT_TRUE(table->Open(3, "default", Numbered(1)).ok());
+    }
+    const auto table = Table();
+    ASSERT_NE(table->Recall(digests[0]), nullptr) << cut;
+    ASSERT_NE(table->Recall(digests[1]), nullptr) << cut;
+    ASSERT_EQ(std::filesystem::file_size(path_), whole);
+  }
+}
+
+TEST_F(KeySpaceRegistryTest, ItsLimitIsThatOfTheTable) {
+  {
+    const auto table = Table(4);
+    for (int i = 0; i < 4; ++i) ASSERT_TRUE(table->Open(3, "default", Numbered(i)).ok());
+    EXPECT_TRUE(absl::IsResourceExhausted(table->Open(3, "default", Numbered(4)).status()));
+  }
+  // A full registry of which nothing is asked for makes room with the first compaction; until then key
+  // spaces open all the same, unrecorded.
+  const auto table = Table(4);
+  EXPECT_TRUE(table->Open(3, "default", Numbered(9)).ok());
+  table->ForgetUnrecalled();
+  for (int i = 10; i < 13; ++i) EXPECT_TRUE(table->Open(3, "default", Numbered(i)).ok());
+  EXPECT_TRUE(absl::IsResourceExhausted(table->Open(3, "default", Numbered(13)).status()));
+  const auto next = Table(4);
+  for (const int i : {9, 10, 11, 12}) {
+    EXPECT_NE(next->Recall((*KeySpaceTable(9).Open(3, "default", Numbered(i)))->digest), nullptr) << i;
+  }
 }
 
 }  // namespace
