@@ -28,7 +28,8 @@ using kv::PrefixIndex;
 
 namespace {
 
-constexpr uint64_t kLeastArena = 16 << 20;
+constexpr uint64_t kLeastArena = 2 << 20;  // enough to work at all: tests and simulators
+constexpr uint64_t kDeviceBytes = 2 << 20;  // of a disk beside its buffers: control pages, tables of its parts
 constexpr double kPromotionShare = 0.25;  // of the arena: what may be on its way up at a time
 constexpr uint32_t kLoadQueueDepth = 4096;
 // How long the start waits for what the last process left, before the rest comes in beside serving.
@@ -91,7 +92,7 @@ uint32_t CopyThreads(uint32_t configured) {
 absl::Status TierStackOptions::Validate() const {
   if (tenants.empty()) return absl::InvalidArgumentError("tenants: at least one tenant is needed");
   if (tenants.size() > 4096) return absl::InvalidArgumentError("tenants: at most 4096");
-  const uint64_t io_bytes = nvme.devices.size() * nvme.io_memory_bytes;
+  const uint64_t io_bytes = nvme.devices.size() * (nvme.io_memory_bytes + kDeviceBytes);
   if (budget_bytes < process_bytes + io_bytes + 2 * kLeastArena) {
     return absl::InvalidArgumentError(
         absl::StrCat("host.budget is ", budget_bytes, " bytes; of these ", process_bytes,
@@ -127,7 +128,7 @@ MemoryPlan MemoryPlan::For(const TierStackOptions& options) {
   // a sixteenth.
   uint64_t disk_bytes = 0;
   for (const BlockDeviceOptions& device : options.nvme.devices) disk_bytes += device.bytes;
-  const uint64_t io_bytes = options.nvme.devices.size() * options.nvme.io_memory_bytes;
+  const uint64_t io_bytes = options.nvme.devices.size() * (options.nvme.io_memory_bytes + kDeviceBytes);
   const uint64_t disk_index = std::min(disk_bytes / 2048, for_blocks / 16);
   for_blocks -= std::min(for_blocks - 2 * kLeastArena, io_bytes + disk_index);
   // A share for staging, and 3 % for the tables of frames (they depend on the block size); what those need
