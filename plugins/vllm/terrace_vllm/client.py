@@ -10,7 +10,7 @@ import ctypes
 import glob
 import os
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 KEY_BYTES = 32
 REF_BYTES = 48
@@ -27,7 +27,10 @@ MODE_ALL = 1
 STORE_CHAIN = 0
 STORE_INDEPENDENT = 1
 
+LOOKUP_MAY_WAIT = 2
+
 REASON_NONE = 0
+REASON_PENDING = 10
 REASON_DUPLICATE = 14
 
 
@@ -44,6 +47,7 @@ class _Options(ctypes.Structure):
         ("struct_bytes", c_size_t), ("socket_path", c_char_p), ("tenant", c_char_p),
         ("token", c_char_p), ("client_name", c_char_p), ("copy_threads", c_uint32),
         ("request_timeout_ms", c_uint32), ("staging_bytes", c_uint64),
+        ("load_timeout_ms", c_uint32),
     ]
 
 
@@ -52,7 +56,7 @@ class _KeyspaceDesc(ctypes.Structure):
         ("struct_bytes", c_size_t), ("model", c_char_p), ("model_fingerprint", c_char_p),
         ("kv_dtype", c_char_p), ("layout", c_char_p), ("parallel", c_char_p), ("hash", c_char_p),
         ("group", c_char_p), ("extra", c_char_p), ("block_bytes", c_uint64),
-        ("tokens_per_block", c_uint32),
+        ("tokens_per_block", c_uint32), ("block_class", c_uint32),
     ]
 
 
@@ -64,7 +68,13 @@ class _LookupPart(ctypes.Structure):
     _fields_ = [
         ("keyspace", c_void_p), ("keys", c_void_p), ("n_keys", c_uint32), ("mode", c_uint32),
         ("refs", c_void_p), ("reasons", c_void_p), ("n_prefix", c_uint32), ("n_here", c_uint32),
-        ("lease", c_uint64),
+        ("lease", c_uint64), ("n_pending", c_uint32), ("recompute_ns_per_token", c_uint32),
+    ]
+
+
+class _Retention(ctypes.Structure):
+    _fields_ = [
+        ("reuse_after_ms", c_uint32), ("pin_ms", c_uint32), ("done", c_uint8), ("priority", c_uint8),
     ]
 
 
@@ -96,8 +106,9 @@ _SIGNATURES = {
     "terrace_release": (c_int, [c_void_p, c_uint64]),
     "terrace_load": (c_int, [c_void_p, c_void_p, c_char_p, c_char_p, c_uint32, c_void_p, c_void_p,
                              POINTER(c_void_p)]),
-    "terrace_store": (c_int, [c_void_p, c_void_p, c_char_p, c_char_p, c_uint32, c_uint32, c_void_p,
-                              c_void_p, POINTER(c_void_p)]),
+    "terrace_store": (c_int, [c_void_p, c_void_p, c_char_p, c_char_p, c_uint32, c_uint32,
+                              POINTER(_Retention), c_void_p, c_void_p, POINTER(c_void_p)]),
+    "terrace_hint": (c_int, [c_void_p, c_void_p, c_char_p, c_uint32, POINTER(_Retention)]),
     "terrace_op_done": (c_int, [c_void_p]),
     "terrace_op_sources_read": (c_int, [c_void_p]),
     "terrace_op_wait": (c_int, [c_void_p, c_uint32]),
@@ -161,14 +172,24 @@ class Library:
         return self.reason_name(reason).decode()
 
 
+class Retention(NamedTuple):
+    """terrace_retention: what is known of the future of blocks; all zero says nothing."""
+
+    reuse_after_ms: int = 0
+    pin_ms: int = 0
+    done: bool = False
+    priority: int = 0
+
+
 class Answer(NamedTuple):
     """One part's answer to a lookup."""
 
-    n_prefix: int  # length of the leading run that is here
-    n_here: int
+    n_prefix: int  # length of the leading run that is here or pending
+    n_here: int  # here or pending
     lease: int  # 0: nothing is held
     refs: bytes  # n_keys * REF_BYTES, zero where nothing is here
     reasons: bytes  # n_keys terrace_reason values
+    n_pending: int = 0  # of n_here: on their way from a lower tier; a load waits for them
 
 
 class KeySpace:
@@ -241,10 +262,12 @@ class Client:
 
     def __init__(self, library: Library, socket: Optional[str] = None, tenant: Optional[str] = None,
                  token: Optional[str] = None, name: Optional[str] = None, copy_threads: int = 0,
-                 request_timeout_ms: int = 0, staging_bytes: int = 0) -> None:
+                 request_timeout_ms: int = 0, staging_bytes: int = 0,
+                 load_timeout_ms: int = 0) -> None:
         self.library = library
         options = _Options(ctypes.sizeof(_Options), _text(socket), _text(tenant), _text(token),
-                           _text(name), copy_threads, request_timeout_ms, staging_bytes)
+                           _text(name), copy_threads, request_timeout_ms, staging_bytes,
+                           load_timeout_ms)
         handle = c_void_p()
         status = library.connect(ctypes.byref(options), ctypes.byref(handle))
         if status not in (OK, UNAVAILABLE) or not handle:
@@ -286,10 +309,12 @@ class Client:
             self._handle, array, len(planes), n_blocks, ctypes.byref(handle)))
         return Pages(self.library, handle)
 
-    def lookup(self, parts: Sequence[Tuple[KeySpace, bytes, int]],
-               timeout_us: int) -> Tuple[int, List[Answer]]:
+    def lookup(self, parts: Sequence[Tuple[KeySpace, bytes, int]], timeout_us: int,
+               may_wait: bool = False,
+               recompute_ns_per_token: int = 0) -> Tuple[int, List[Answer]]:
         """parts: (key space, keys one after the other, MODE_*). Returns the status and the answers.
 
+        may_wait: blocks of lower tiers count as here, pending.
         UNAVAILABLE and DEADLINE_EXCEEDED are values here (with empty answers); other failures raise.
         """
         array = (_LookupPart * len(parts))()
@@ -300,14 +325,16 @@ class Client:
             reasons = ctypes.create_string_buffer(max(1, n))
             buffers.append((refs, reasons, keys))
             part.keyspace, part.n_keys, part.mode = keyspace.handle, n, mode
+            part.recompute_ns_per_token = recompute_ns_per_token
             part.keys = ctypes.cast(c_char_p(keys), c_void_p)
             part.refs, part.reasons = ctypes.addressof(refs), ctypes.addressof(reasons)
-        status = self.library.lookup(self._handle, array, len(parts), 0, timeout_us)
+        status = self.library.lookup(self._handle, array, len(parts),
+                                     LOOKUP_MAY_WAIT if may_wait else 0, timeout_us)
         if status not in (OK, UNAVAILABLE, DEADLINE_EXCEEDED):
             self.library.check(status)
         return status, [
             Answer(part.n_prefix, part.n_here, part.lease, refs.raw[:part.n_keys * REF_BYTES],
-                   reasons.raw[:part.n_keys])
+                   reasons.raw[:part.n_keys], part.n_pending)
             for part, (refs, reasons, _) in zip(array, buffers)
         ]
 
@@ -327,15 +354,22 @@ class Client:
         return Operation(self.library, handle, n, (refs, keys, ids))
 
     def store(self, keyspace: KeySpace, parent: Optional[bytes], keys: bytes, flags: int,
-              pages: Pages, block_ids: Sequence[int]) -> Operation:
+              pages: Pages, block_ids: Sequence[int],
+              retention: Optional[Retention] = None) -> Operation:
         n = _count(keys, block_ids)
         if parent is not None and len(parent) != KEY_BYTES:
             raise ValueError(f"a parent key has {KEY_BYTES} bytes, not {len(parent)}")
         ids = (c_uint64 * n)(*block_ids)
         handle = c_void_p()
         self.library.check(self.library.store(self._handle, keyspace.handle, parent, keys, n, flags,
-                                              pages.handle, ids, ctypes.byref(handle)))
+                                              _retention(retention), pages.handle, ids,
+                                              ctypes.byref(handle)))
         return Operation(self.library, handle, n, (parent, keys, ids))
+
+    def hint(self, keyspace: KeySpace, keys: bytes, retention: Retention) -> None:
+        """Advice about blocks that are here; others are ignored. Does not wait."""
+        self.library.check(self.library.hint(self._handle, keyspace.handle, keys,
+                                             len(keys) // KEY_BYTES, _retention(retention)))
 
     def stats(self) -> dict:
         out = _ClientStats()
@@ -351,6 +385,10 @@ class Client:
 
 def _text(value: Optional[str]) -> Optional[bytes]:
     return None if value is None else value.encode("utf-8")
+
+
+def _retention(value: Optional[Retention]) -> Any:
+    return None if value is None else ctypes.byref(_Retention(*value))
 
 
 def _count(keys: bytes, block_ids: Sequence[int]) -> int:

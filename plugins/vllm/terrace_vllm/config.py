@@ -17,6 +17,8 @@ class Settings:
     library: Optional[str] = None  # path of libterrace.so; None: searched for
     lookup_timeout_ms: int = 20  # longest wait of a scheduler step for one lookup
     connect_timeout_ms: int = 500  # longest wait for the daemon at engine start; it may also come later
+    load_timeout_ms: int = 0  # longest wait for blocks on their way from a lower tier; 0: 30 s
+    recompute_us_per_token: int = 0  # what prefill costs; 0: not said. Slower loads are then misses
     min_tokens: int = 1  # shorter hits are not loaded
     copy_threads: int = 0  # 0: libterrace decides
     staging_bytes: int = 0  # 0: the daemon's default

@@ -137,7 +137,8 @@ class TerraceConnector(KVConnectorBase_V1, _SupportsHMA):
         library = api.Library(settings.library)
         client = api.Client(library, socket=settings.socket, tenant=settings.tenant, token=token,
                             name=f"vllm-{what}-{os.getpid()}", copy_threads=settings.copy_threads,
-                            staging_bytes=settings.staging_bytes)
+                            staging_bytes=settings.staging_bytes,
+                            load_timeout_ms=settings.load_timeout_ms)
         socket = settings.socket or os.environ.get("TERRACE_SOCKET", "/run/terrace/engine.sock")
         try:
             client.wait_ready(settings.connect_timeout_ms)

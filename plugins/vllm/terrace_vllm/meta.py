@@ -7,6 +7,8 @@ Rank = (pipeline rank, tensor rank). Keys and refs are 32 and 48 bytes a block, 
 import dataclasses
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
+from terrace_vllm.client import Retention
+
 Rank = Tuple[int, int]
 
 
@@ -33,6 +35,7 @@ class StoreOrder(NamedTuple):
     keys: bytes
     independent: bool  # no block has a parent: a window's blocks are useful without those before
     block_ids: List[int]
+    retention: Optional[Retention] = None  # what the request's client knows of their future
 
 
 @dataclasses.dataclass

@@ -16,6 +16,7 @@ from terrace_vllm import client as api
 from terrace_vllm.config import Settings
 from terrace_vllm.fingerprint import digest_adapter
 from terrace_vllm.guard import limited, logger
+from terrace_vllm.hints import retention_of
 from terrace_vllm.hits import Present, usable_tokens
 from terrace_vllm.layout import FULL, SLIDING, Group
 from terrace_vllm.meta import LoadOrder, LoadPart, Rank, RankReport, StepOrders, StoreOrder
@@ -49,7 +50,7 @@ class _Request:
     """What is known of one request between on_new_request and request_finished."""
 
     __slots__ = ("request", "salt", "usable", "hit", "answered_start", "loading", "failed", "loaded",
-                 "next_store")
+                 "next_store", "retention")
 
     def __init__(self, request: Any, n_groups: int) -> None:
         self.request = request
@@ -61,6 +62,7 @@ class _Request:
         self.failed = False  # a load failed: never offer a hit again, or it could loop for ever
         self.loaded: Optional[Tuple[int, int]] = None  # tokens that came from Terrace: not stored again
         self.next_store = [0] * n_groups  # first block of each group not yet handed to the workers
+        self.retention = retention_of(request)
 
 
 class SchedulerSide:
@@ -195,7 +197,10 @@ class SchedulerSide:
             for rank in self._reports or ():
                 where.append((rank, group))
                 parts.append((self._key_spaces[rank, group.index], keys, mode))
-        status, answers = self._client.lookup(parts, self._settings.lookup_timeout_ms * 1000)
+        # Blocks of lower tiers are hits: their load starts now and the workers' loads wait for them.
+        status, answers = self._client.lookup(
+            parts, self._settings.lookup_timeout_ms * 1000, may_wait=True,
+            recompute_ns_per_token=min(self._settings.recompute_us_per_token * 1000, 2**32 - 1))
         self._counters.add("lookups")
         if status == api.OK:
             self._timeouts = 0
@@ -224,13 +229,15 @@ class SchedulerSide:
         refs: Dict[Tuple[Rank, int], bytes] = {}
         for (rank, group), answer in zip(where, answers):
             n_keys = len(answer.reasons)
-            here = [reason == api.REASON_NONE for reason in answer.reasons]
+            taken = (api.REASON_NONE, api.REASON_PENDING) if answer.n_pending else (api.REASON_NONE,)
+            here = [reason in taken for reason in answer.reasons]
             if group.kind == FULL:
                 here = []
             self._counters.add("lookup_blocks", n_keys)
             self._counters.add("hit_blocks", answer.n_here)
+            self._counters.add("pending_blocks", answer.n_pending)
             if answer.n_here < n_keys:
-                self._count_reasons(answer.reasons)
+                self._count_reasons(answer.reasons, taken)
             before = present.get(group.index)
             if before is None:
                 present[group.index] = Present(group, answer.n_prefix, here)
@@ -248,9 +255,9 @@ class SchedulerSide:
         self._counters.add("hit_tokens", end - computed)
         return _Hit(computed, end, leases, refs)
 
-    def _count_reasons(self, reasons: bytes) -> None:
+    def _count_reasons(self, reasons: bytes, taken: Sequence[int]) -> None:
         for reason in set(reasons):
-            if reason != api.REASON_NONE:
+            if reason not in taken:
                 self._counters.add_reason(self._client.library.reason_text(reason),
                                           reasons.count(reason))
 
@@ -349,6 +356,25 @@ class SchedulerSide:
         entry = self._requests.pop(request.request_id, None)
         if entry is not None:
             self._drop_hit(entry)
+            if entry.retention is not None:
+                self._hint(entry)
+
+    def _hint(self, entry: _Request) -> None:
+        """At its end: its blocks that were here before it. Those it stored carry the hint already."""
+        if not entry.usable or not self._key_spaces or not self._client.is_ready():
+            return
+        tokens = min(entry.request.num_computed_tokens,
+                     len(entry.request.block_hashes) * self._hash_tokens)
+        for group in self._groups:
+            keys = self._keys(entry, group, 0, tokens // group.block_tokens)
+            if not keys:
+                continue
+            self._counters.add("hint_blocks", len(keys) // api.KEY_BYTES)
+            for rank in self._reports or ():
+                try:
+                    self._client.hint(self._key_spaces[rank, group.index], keys, entry.retention)
+                except api.TerraceError as error:  # advice; the daemon may be away
+                    limited.log(logging.INFO, "hint", "terrace: a hint was not taken: %s", error)
 
     # ------------------------------------------------------------ orders of a step
 
@@ -402,7 +428,7 @@ class SchedulerSide:
                 parent = self._keys(entry, group, begin - 1, begin)
             keys = self._keys(entry, group, begin, end)
             orders.stores.append(StoreOrder(group.index, parent, keys, group.kind == SLIDING,
-                                            list(ids[begin:end])))
+                                            list(ids[begin:end]), entry.retention))
             now = time.monotonic()
             for i in range(0, len(keys), api.KEY_BYTES):
                 self._stored[group.index, keys[i:i + api.KEY_BYTES]] = now

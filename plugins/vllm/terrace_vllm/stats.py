@@ -9,6 +9,8 @@ COUNTERS = {
     "lookup_timeouts": "Lookups without an answer in time (counted as misses)",
     "lookup_blocks": "Blocks asked for, all groups and ranks",
     "hit_blocks": "Blocks found, all groups and ranks",
+    "pending_blocks": "Blocks found on a lower tier, whose loading the lookup has started",
+    "hint_blocks": "Blocks for which a request's retention hints were given",
     "hit_tokens": "Tokens offered to the scheduler as hits",
     "loads": "Requests whose blocks were loaded",
     "loads_failed": "Requests whose load failed and that were recomputed",

@@ -147,7 +147,8 @@ class WorkerSide:
             flags = api.STORE_INDEPENDENT if order.independent else api.STORE_CHAIN
             try:
                 operation = self._client.store(key_space, order.parent, order.keys, flags,
-                                               self._pages[order.group], order.block_ids)
+                                               self._pages[order.group], order.block_ids,
+                                               order.retention)
             except api.TerraceError as error:
                 self._counters.add("store_failed_blocks", n)
                 limited.log(logging.INFO, "store", "terrace: blocks are not stored: %s", error)

@@ -18,6 +18,7 @@ UNAVAILABLE_REASON = 13
 COLD = 1
 CORRUPT = 3
 STALE = 12
+DEADLINE = 20
 
 
 class FakeLibrary:
@@ -109,6 +110,11 @@ class FakeClient:
         self.lookup_status = real.OK
         self.fail_loads = False
         self.refuse_loads = False
+        self.on_lower_tier = False  # what is there is pending
+        self.lose_pending = False  # and does not arrive
+        self.hints: List[Tuple[str, bytes, real.Retention]] = []
+        self.retentions: Dict[bytes, real.Retention] = {}  # of stored blocks, by key
+        self.recompute_ns_per_token = 0  # as the last lookup said
         self.leases: Dict[int, int] = {}
         self.lookups = 0
         self.operations: List[FakeOperation] = []
@@ -143,9 +149,11 @@ class FakeClient:
     def ref(key_space: FakeKeySpace, key: bytes) -> bytes:
         return hashlib.sha512(key_space.id.encode() + key).digest()[:real.REF_BYTES]
 
-    def lookup(self, parts: Sequence[Tuple[FakeKeySpace, bytes, int]],
-               timeout_us: int) -> Tuple[int, List[real.Answer]]:
+    def lookup(self, parts: Sequence[Tuple[FakeKeySpace, bytes, int]], timeout_us: int,
+               may_wait: bool = False,
+               recompute_ns_per_token: int = 0) -> Tuple[int, List[real.Answer]]:
         self.lookups += 1
+        self.recompute_ns_per_token = recompute_ns_per_token
         answers = []
         for key_space, keys, mode in parts:
             names = [keys[i:i + 32] for i in range(0, len(keys), 32)]
@@ -154,9 +162,12 @@ class FakeClient:
                                            bytes([UNAVAILABLE_REASON] * len(names))))
                 continue
             here = [os.path.exists(self._path(key_space, name)) for name in names]
+            if self.on_lower_tier and not may_wait:
+                here = [False] * len(here)
             prefix = here.index(False) if False in here else len(here)
             if mode == real.MODE_PREFIX:
                 here = [i < prefix for i in range(len(here))]
+            found = real.REASON_PENDING if self.on_lower_tier else real.REASON_NONE
             lease = 0
             if any(here):
                 with self._lock:
@@ -166,7 +177,8 @@ class FakeClient:
                 prefix, sum(here), lease,
                 b"".join(self.ref(key_space, name) if h else bytes(48)
                          for name, h in zip(names, here)),
-                bytes(0 if h else COLD for h in here)))
+                bytes(found if h else COLD for h in here),
+                sum(here) if self.on_lower_tier else 0))
         return self.lookup_status, answers
 
     def release(self, lease: int) -> None:
@@ -178,7 +190,7 @@ class FakeClient:
         if self.refuse_loads:
             raise real.TerraceError(real.UNAVAILABLE, "refused")
         assert len(refs) == 48 * len(block_ids) and len(keys) == 32 * len(block_ids)
-        fail = self.fail_loads
+        fail, lose = self.fail_loads, self.on_lower_tier and self.lose_pending
 
         def work() -> bytes:
             reasons = bytearray()
@@ -191,6 +203,8 @@ class FakeClient:
                     data = None
                 if data is None or refs[48 * i:48 * i + 48] != self.ref(key_space, key):
                     reasons.append(STALE)
+                elif lose:
+                    reasons.append(DEADLINE)
                 elif fail:
                     pages.write(block, bytes(len(data)))  # a failed block holds undefined bytes
                     reasons.append(CORRUPT)
@@ -202,7 +216,11 @@ class FakeClient:
         return FakeOperation(self, len(block_ids), work)
 
     def store(self, key_space: FakeKeySpace, parent: Optional[bytes], keys: bytes, flags: int,
-              pages: FakePages, block_ids: Sequence[int]) -> FakeOperation:
+              pages: FakePages, block_ids: Sequence[int],
+              retention: Optional[real.Retention] = None) -> FakeOperation:
+        if retention is not None:
+            self.retentions.update(
+                (keys[i:i + 32], retention) for i in range(0, len(keys), 32))
         assert parent is None or len(parent) == 32
 
         def work() -> bytes:
@@ -220,6 +238,10 @@ class FakeClient:
             return bytes(reasons)
 
         return FakeOperation(self, len(block_ids), work)
+
+    def hint(self, key_space: FakeKeySpace, keys: bytes, retention: real.Retention) -> None:
+        assert keys and len(keys) % 32 == 0
+        self.hints.append((key_space.id, keys, retention))
 
     def close(self) -> None:
         self.closed = True

@@ -399,3 +399,99 @@ def test_worker_shutdown_finishes_its_stores(fake):
     node.workers[0, 0].shutdown()
     assert all(operation.closed for operation in client.operations)
     assert pages.closed and client.closed
+
+
+def test_pending_blocks_are_hits_that_load_as_they_arrive(fake):
+    first, second = Node(fake), Node(fake)
+    fill_request(first, FakeRequest("r1", "p", 16), [5, 6, 7, 8])
+    second.client.on_lower_tier = True
+    request = FakeRequest("r2", "p", 16)
+    second.scheduler.on_new_request(request)
+    assert second.scheduler.matched_tokens(request, 0) == (16, True)
+    second.scheduler.allocated(request, FakeBlocks([9, 3, 4, 2]), 16)
+    worker = second.workers[0, 0]
+    worker._client.hold = True  # on their way
+    for _ in range(5):
+        assert second.step() == (set(), set())  # no step waits for them
+    assert len(leases(second)) == 1  # and they are held
+    for operation in worker._client.operations:
+        operation.run()
+    assert second.step() == ({"r2"}, set())
+    assert [second.page(b) for b in (9, 3, 4, 2)] == [bytes([i]) * 16 for i in (1, 2, 3, 4)]
+    assert leases(second) == {}
+    taken = second.counters.take()
+    assert taken["pending_blocks"] == taken["hit_blocks"] == 4
+    assert not any(name.startswith("missed") for name in taken)
+
+
+def test_pending_blocks_that_do_not_arrive_are_recomputed(fake):
+    first, second = Node(fake), Node(fake)
+    fill_request(first, FakeRequest("r1", "p", 16), [5, 6, 7, 8])
+    worker = second.workers[0, 0]
+    for client in (second.client, worker._client):
+        client.on_lower_tier = client.lose_pending = True
+    request = FakeRequest("r2", "p", 16)
+    assert second.scheduler.matched_tokens(request, 0) == (16, True)
+    second.scheduler.allocated(request, FakeBlocks([9, 3, 4, 2]), 16)
+    assert second.step() == ({"r2"}, {"r2"})
+    assert leases(second) == {}
+    assert second.counters.take()["missed_blocks:20"] == 4  # why: deadline
+    assert second.scheduler.matched_tokens(request, 0) == (0, False)  # never offered again
+
+
+def test_windows_take_pending_blocks_too(fake):
+    groups = [Group(0, FULL, 4, 0, ("l0",)), Group(1, SLIDING, 4, 8, ("l1",))]
+    first, second = Node(fake, groups=groups), Node(fake, groups=groups)
+    request = FakeRequest("r1", "p", 16)
+    first.scheduler.on_new_request(request)
+    first.scheduler.matched_tokens(request, 0)
+    first.scheduler.allocated(request, FakeBlocks([5, 6, 7, 8], [5, 6, 7, 8]), 0)
+    first.step(step_output({"r1": 16}, {"r1": ([5, 6, 7, 8], [5, 6, 7, 8])}))
+    second.client.on_lower_tier = True
+    assert second.scheduler.matched_tokens(FakeRequest("r2", "p", 16), 0) == (16, True)
+
+
+def test_what_prefill_costs_is_told_only_when_configured(fake):
+    node = Node(fake)
+    node.scheduler.matched_tokens(FakeRequest("r", "p", 16), 0)
+    assert node.client.recompute_ns_per_token == 0
+    node = Node(fake, recompute_us_per_token=25)
+    node.scheduler.matched_tokens(FakeRequest("r", "p", 16), 0)
+    assert node.client.recompute_ns_per_token == 25_000
+    node = Node(fake, recompute_us_per_token=2**32 - 1)
+    node.scheduler.matched_tokens(FakeRequest("r", "p", 16), 0)
+    assert node.client.recompute_ns_per_token == 2**32 - 1  # fits its field
+
+
+def test_hints_travel_with_stores_and_reach_what_was_here(fake):
+    node = Node(fake)
+    request = FakeRequest("r1", "p", 16)
+    request.kv_transfer_params = {"terrace": {"pin_s": 60, "priority": 3}}
+    fill_request(node, request, [5, 6, 7, 8])
+    wanted = api.Retention(pin_ms=60_000, priority=3)
+    stored = node.workers[0, 0]._client.retentions
+    assert stored == {key: wanted for key in hashes("p", 4)}
+    node.scheduler.finished(request)
+    assert [(keys, retention) for _, keys, retention in node.client.hints] == [
+        (b"".join(hashes("p", 4)), wanted)]
+
+
+def test_without_hints_nothing_is_said(fake):
+    node = Node(fake)
+    request = FakeRequest("r1", "p", 16)
+    fill_request(node, request, [5, 6, 7, 8])
+    node.scheduler.finished(request)
+    assert node.client.hints == [] and node.workers[0, 0]._client.retentions == {}
+
+
+def test_a_daemon_that_takes_no_hints_disturbs_nothing(fake, monkeypatch):
+    node = Node(fake)
+    request = FakeRequest("r1", "p", 16)
+    request.priority = -1
+    fill_request(node, request, [5, 6, 7, 8])
+
+    def refuse(*_):
+        raise api.TerraceError(api.UNAVAILABLE, "gone")
+
+    monkeypatch.setattr(node.client, "hint", refuse)
+    node.scheduler.finished(request)

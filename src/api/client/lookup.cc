@@ -103,7 +103,7 @@ Result ChunkRequest::OnReply(Reply& reply) {
     Ref ref;
     std::memcpy(&ref.place, refs + i * sizeof(wire::Ref), sizeof(wire::Ref));
     ref.epoch = epoch;
-    const bool here = ref.place.reason == 0 || (flags_.lease && flags_.may_wait && IsPending(ref));
+    const bool here = ref.place.reason == 0 || (done.n_pending > 0 && IsPending(ref));
     if (part_->reasons != nullptr) {
       part_->reasons[begin_ + i] =
           static_cast<uint8_t>(std::min<uint32_t>(ref.place.reason, UINT8_MAX));
@@ -182,7 +182,7 @@ Result RunLookup(Link* link, Stats* stats, std::span<const LookupQuestion> quest
     } else if (part.reasons != nullptr && part.n_here < part.n_keys) {
       for (uint32_t i = 0; i < part.n_keys; ++i) {
         const auto reason = static_cast<Reason>(part.reasons[i]);
-        if (flags.lease && flags.may_wait && reason == Reason::kPending) continue;  // as good as here
+        if (part.n_pending > 0 && reason == Reason::kPending) continue;  // as good as here
         stats->AddReason(reason);
       }
     }
