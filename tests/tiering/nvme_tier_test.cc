@@ -153,7 +153,6 @@ TEST(NvmeTierTest, WriteBudgetIsNotResetByCrashes) {
 
 TEST(NvmeTierTest, NoMemoryForTheIndexIsARefusal) {
   NvmeRig rig;
-  MemoryBudget filler(0);
   rig.Open();
   const uint64_t left = rig.budget.limit() - rig.budget.used() - 10'000;
   ASSERT_TRUE(rig.budget.TryCharge(left));

@@ -8,10 +8,10 @@
 
 namespace terrace::tiering {
 
-NvmeLog::Record* NvmeLog::PlaceLocked(uint32_t pages) {
+NvmeLog::Record* NvmeLog::PlaceLocked(uint32_t pages, uint64_t kept_bytes) {
   const uint64_t bytes = pages * kNvmePage, size = memory_.size(), at = head_ % size;
   const uint64_t skip = at + bytes > size ? size - at : 0;  // a record lies in one piece
-  if (head_ + skip + bytes - tail_ > size) return nullptr;
+  if (head_ + skip + bytes + kept_bytes - tail_ > size) return nullptr;
   head_ += skip;
   Record& record = records_.emplace_back();
   record.memory = memory_.subspan(head_ % size, bytes);
@@ -26,12 +26,18 @@ NvmeLog::Reserved NvmeLog::Reserve(const NvmeIndex* index, uint64_t fingerprint,
   MutexLock lock(&mu_);
   if (index_ == nullptr || index != index_) return {Refusal::kNoSegment};
   if (under_way_.contains(fingerprint)) return {Refusal::kUnderWay};
-  if (open_.sequence == 0 || open_.page + pages > geometry_.segment_pages()) {
-    if (prepared_.sequence == 0) return {Refusal::kNoSegment};
+  const bool moves = replaces != NvmeIndex::kNone;
+  const uint32_t kept_pages = moves || prepared_.sequence != 0 ? 0 : kept_pages_;
+  if (open_.sequence == 0 || open_.page + pages + kept_pages > geometry_.segment_pages()) {
+    if (prepared_.sequence == 0) {
+      is_out_of_room_ = true;
+      return {Refusal::kNoSegment};
+    }
     if (open_.sequence != 0) rolled_.push_back(open_);
     open_ = std::exchange(prepared_, {});
+    kept_pages_ = geometry_.segment_pages() / 2;  // until the store's thread knows what will move
   }
-  Record* record = PlaceLocked(pages);
+  Record* record = PlaceLocked(pages, moves ? 0 : kept_bytes_);
   if (record == nullptr) return {Refusal::kNoBuffer};
   record->entry_id = index_->Reserve(open_.segment);
   if (record->entry_id == NvmeIndex::kNone) {
@@ -80,6 +86,8 @@ void NvmeLog::Start(const NvmeGeometry& geometry, NvmeIndex* index, uint64_t flo
   rolled_.clear();
   floor_ = floor;
   floor_used_ = false;
+  kept_pages_ = 0;
+  kept_bytes_ = 0;
 }
 
 void NvmeLog::Stop() {
@@ -98,6 +106,17 @@ void NvmeLog::SetPrepared(uint32_t segment, uint64_t sequence) {
   MutexLock lock(&mu_);
   TERRACE_CHECK(prepared_.sequence == 0);
   prepared_ = {.segment = segment, .sequence = sequence, .page = 0};
+}
+
+void NvmeLog::Keep(uint32_t pages, uint64_t bytes) {
+  MutexLock lock(&mu_);
+  kept_pages_ = pages;
+  kept_bytes_ = bytes;
+}
+
+bool NvmeLog::TakeOutOfRoom() {
+  MutexLock lock(&mu_);
+  return std::exchange(is_out_of_room_, false);
 }
 
 bool NvmeLog::has_prepared() const {

@@ -70,6 +70,10 @@ class NvmeLog {
   bool SetOpen(Position open);
   void SetPrepared(uint32_t segment, uint64_t sequence);
   bool has_prepared() const;
+  // What is kept for records that move: pages of the open segment, bytes of the memory.
+  void Keep(uint32_t pages, uint64_t bytes);
+  // Whether somebody was refused for want of a segment since it was last asked.
+  bool TakeOutOfRoom();
   // Whether the open segment has room, or the next one is ready.
   bool has_room(uint32_t pages) const;
   // Segments that appending has left behind, with the number of pages used; each is named once.
@@ -97,7 +101,7 @@ class NvmeLog {
     Run run;
     bool completed = false;
   };
-  Record* PlaceLocked(uint32_t pages) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Record* PlaceLocked(uint32_t pages, uint64_t kept_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PopLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::vector<Record> TakeLocked(uint64_t first, uint64_t count) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
@@ -110,6 +114,9 @@ class NvmeLog {
   bool floor_used_ ABSL_GUARDED_BY(mu_) = false;
   Position open_ ABSL_GUARDED_BY(mu_);
   Position prepared_ ABSL_GUARDED_BY(mu_);
+  bool is_out_of_room_ ABSL_GUARDED_BY(mu_) = false;
+  uint32_t kept_pages_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t kept_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<Position> rolled_ ABSL_GUARDED_BY(mu_);
   uint64_t head_ ABSL_GUARDED_BY(mu_) = 0, tail_ ABSL_GUARDED_BY(mu_) = 0;  // of the ring of memory
   std::deque<Record> records_ ABSL_GUARDED_BY(mu_);

@@ -63,6 +63,7 @@ void NvmeWriter::Start(NvmeVolume* volume) {
   syncing_.clear();
   cleaner_.reset();
   is_preparing_ = false;
+  kept_for_ = 0;
   is_stopped_ = false;
   volume_ = volume;
   checkpoint_ns_ = disk_->clock->NowNs();
@@ -143,54 +144,88 @@ void NvmeWriter::Seal() {
   });
 }
 
+uint32_t NvmeWriter::HotPages(uint32_t segment) const {
+  uint32_t pages = 0;
+  const uint32_t count = volume_->index.entry_count(segment);
+  for (uint32_t i = 0; i < count; ++i) {
+    const auto found = volume_->index.At(segment, i);
+    if (found && found->was_hit) pages += found->pages;
+  }
+  // Not more than half of what is written may be old.
+  return std::min(pages, volume_->geometry.segment_pages() / 2);
+}
+
 void NvmeWriter::Prepare() {
   if (is_preparing_ || cleaner_ || disk_->ring.empty() || disk_->log.has_prepared()) return;
   const uint32_t segment = disk_->ring.front();
   const NvmeLog::Position open = disk_->log.position();
+  if (open.sequence != kept_for_) {
+    kept_for_ = open.sequence;
+    kept_pages_ = HotPages(segment);
+    disk_->log.Keep(kept_pages_, 0);
+  }
   const bool is_empty = volume_->index.entry_count(segment) == 0;
-  if (!is_empty && open.sequence != 0 && open.page < volume_->geometry.segment_pages() / 2) return;
+  const bool is_early = open.page < (volume_->geometry.segment_pages() - kept_pages_) / 2;
+  if (!disk_->log.TakeOutOfRoom() && !is_empty && open.sequence != 0 && is_early) return;
   disk_->ring.erase(disk_->ring.begin());
   cleaner_.emplace(segment);
   ++cleaner_number_;
+  kept_pages_ = HotPages(segment);
+}
+
+// What moves must not find that new blocks have taken all the room.
+void NvmeWriter::KeepRoom() {
+  const Cleaner& c = *cleaner_;
+  uint32_t read_pages = 0;
+  for (const auto& [found, range] : c.read) read_pages += found.pages;
+  disk_->log.Keep(kept_pages_ > c.settled_pages ? kept_pages_ - c.settled_pages : 0, 2 * read_pages * kNvmePage);
+}
+
+// False: there is nothing more to begin at the moment.
+bool NvmeWriter::StartMoves() {
+  constexpr uint32_t kMaxMoves = 4;  // at a time
+  Cleaner& c = *cleaner_;
+  if (c.is_full || c.reads + c.read.size() + c.appends >= kMaxMoves) return false;
+  if (c.next >= volume_->index.entry_count(c.segment)) return false;
+  const auto found = volume_->index.At(c.segment, c.next);
+  if (!found || !found->was_hit) {
+    ++c.next;
+    return true;
+  }
+  if (c.moved_pages + found->pages > volume_->geometry.segment_pages() / 2) {
+    c.is_full = true;
+    return false;
+  }
+  const bool started = reader_->ReadRecord(
+      *found, [this, found = *found, number = cleaner_number_](std::span<std::byte> record) {
+        const bool is_ours = cleaner_ && cleaner_number_ == number;
+        if (is_ours) --cleaner_->reads;
+        if (record.empty()) return;
+        if (is_ours) {
+          cleaner_->read.emplace_back(found, record);
+        } else {
+          reader_->Return(record);
+        }
+      });
+  if (!started) return false;
+  ++c.next;
+  ++c.reads;
+  c.moved_pages += found->pages;
+  return true;
 }
 
 void NvmeWriter::Clean() {
-  constexpr uint32_t kMaxMoves = 4;  // at a time
   Cleaner& c = *cleaner_;
-  const uint32_t count = volume_->index.entry_count(c.segment);
   std::erase_if(c.read, [&](const auto& read) { return Move(read.first, read.second); });
-  while (!c.is_full && c.next < count && c.reads + c.read.size() + c.appends < kMaxMoves) {
-    const auto found = volume_->index.At(c.segment, c.next);
-    if (!found || !found->was_hit) {
-      ++c.next;
-      continue;
-    }
-    // Not more than half of what is written may be old.
-    if (c.moved_bytes + found->pages * kNvmePage > volume_->geometry.segment_bytes / 2) {
-      c.is_full = true;
-      break;
-    }
-    const bool started = reader_->ReadRecord(
-        *found, [this, found = *found, number = cleaner_number_](std::span<std::byte> record) {
-          const bool is_ours = cleaner_ && cleaner_number_ == number;
-          if (is_ours) --cleaner_->reads;
-          if (record.empty()) return;
-          if (is_ours) {
-            cleaner_->read.emplace_back(found, record);
-          } else {
-            reader_->Return(record);
-          }
-        });
-    if (!started) return;
-    ++c.next;
-    ++c.reads;
-    c.moved_bytes += found->pages * kNvmePage;
+  while (StartMoves()) {
   }
-  const bool is_through = c.is_full || c.next >= count;
+  KeepRoom();
+  const bool is_through = c.is_full || c.next >= volume_->index.entry_count(c.segment);
   if (!is_through || c.reads > 0 || !c.read.empty() || c.appends > 0) return;
   const NvmeLog::Position next = {.segment = c.segment, .sequence = disk_->NextSequence(), .page = 0};
   volume_->index.ResetSegment(c.segment, next.sequence);
   cleaner_.reset();
+  disk_->log.Keep(0, 0);
   is_preparing_ = true;
   tasks_.push_back({.kind = Task::kOpen, .segment = next});
 }
@@ -219,6 +254,7 @@ bool NvmeWriter::Move(const NvmeIndex::Found& found, std::span<std::byte> record
   } else {
     cleaner_->is_full = true;
   }
+  cleaner_->settled_pages += found.pages;
   reader_->Return(record);
   return true;
 }

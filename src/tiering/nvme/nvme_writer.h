@@ -65,7 +65,8 @@ class NvmeWriter {
     const uint32_t segment;
     uint32_t next = 0;
     uint32_t reads = 0, appends = 0;
-    uint64_t moved_bytes = 0;
+    uint32_t moved_pages = 0;    // begun
+    uint32_t settled_pages = 0;  // in the log, or given up
     bool is_full = false;  // no room for more
     std::vector<std::pair<NvmeIndex::Found, std::span<std::byte>>> read;  // wait for room in the log
   };
@@ -82,7 +83,10 @@ class NvmeWriter {
   void FinishTask();
   void Seal();
   void Prepare();
+  uint32_t HotPages(uint32_t segment) const;
   void Clean();
+  bool StartMoves();
+  void KeepRoom();
   bool Move(const NvmeIndex::Found& found, std::span<std::byte> record);
 
   NvmeDisk* const disk_;
@@ -97,6 +101,8 @@ class NvmeWriter {
   std::optional<Cleaner> cleaner_;
   uint64_t cleaner_number_ = 0;
   bool is_preparing_ = false;
+  uint64_t kept_for_ = 0;  // sequence of the open segment in which room is kept for what moves
+  uint32_t kept_pages_ = 0;
   NvmeLog::Position covered_;  // by the checkpoint that is being written: pages before it
   int64_t checkpoint_ns_ = 0;
   uint64_t checkpoints_ = 0, state_writes_ = 0, written_at_checkpoint_ = 0;
