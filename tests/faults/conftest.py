@@ -30,11 +30,12 @@ def binaries():
 
 @pytest.fixture
 def make_daemon():
-    """make_daemon(budget=..., flag=...): a daemon that is up, of this test alone."""
+    """make_daemon(budget=..., warm=..., flag=...): a daemon that is up, of this test alone."""
     made = []
 
-    def make(budget="192MiB", **flags):
-        daemon = Daemon(budget=budget, host_prefault="false", engine_staging_bytes="1MiB", **flags)
+    def make(budget="192MiB", warm=False, **flags):
+        daemon = Daemon(budget=budget, warm=warm,
+                        **{"host_prefault": "false", "engine_staging_bytes": "1MiB", **flags})
         made.append(daemon)
         daemon.start()
         eventually(lambda: "event=ready" in daemon.words(), what="the daemon's readiness")

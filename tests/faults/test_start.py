@@ -16,7 +16,7 @@ def run_terraced(run_dir, *arguments):
     """Runs it to its end; it must not stay up."""
     return subprocess.run(
         [find_binary("terraced"), "--run-dir", str(run_dir), "--http-listen", "", "--host-budget", "128MiB",
-         *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20,
+         "--host-memory-dir", "", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20,
         env={k: v for k, v in os.environ.items() if not k.startswith("TERRACE_")}, check=False)
 
 
@@ -45,7 +45,7 @@ def test_second_daemon_is_refused_and_names_the_first(make_daemon):
 def test_eight_daemons_at_once_one_wins(tmp_path):
     started = [subprocess.Popen(
         [find_binary("terraced"), "--run-dir", str(tmp_path / "run"), "--http-listen", "", "--host-budget",
-         "128MiB", "--host-prefault", "false"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+         "128MiB", "--host-prefault", "false", "--host-memory-dir", ""], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL) for _ in range(8)]
     try:
         eventually(lambda: sum(p.poll() is None for p in started) == 1, what="the others' end")

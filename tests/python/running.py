@@ -44,7 +44,7 @@ class Terraced:
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
                 [BIN / "terraced", "--run-dir", self.run_dir, "--host-budget", "256MiB",
-                 "--http-listen", "127.0.0.1:0", *arguments],
+                 "--http-listen", "127.0.0.1:0", "--host-memory-dir", "", *arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**CLEAN, **(environment or {})})
         self.grpc_socket = str(self.run_dir / "grpc.sock")
         self.engine_socket = str(self.run_dir / "engine.sock")

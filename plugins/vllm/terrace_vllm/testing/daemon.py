@@ -11,6 +11,8 @@ import time
 import urllib.request
 from typing import Dict, Optional
 
+from .memory_dir import MemoryDirectory
+
 
 def find_binary(name: str) -> str:
     """terraced or terracectl: $TERRACE_BIN_DIR, the newest build of a source checkout, or the PATH."""
@@ -30,14 +32,19 @@ class Daemon:
     Failure: RuntimeError with the daemon's last words when it does not open its socket.
     """
 
-    def __init__(self, budget: str = "512MiB", **flags: str) -> None:
-        """flags: terraced's flags by name with underscores, e.g. engine_staging_bytes="1MiB"."""
+    def __init__(self, budget: str = "512MiB", warm: bool = False, **flags: str) -> None:
+        """warm: blocks in host memory are there again after the next start; else each start is cold.
+
+        flags: terraced's flags by name with underscores, e.g. engine_staging_bytes="1MiB".
+        """
+        self.memory = MemoryDirectory() if warm else None
         self._directory = tempfile.TemporaryDirectory(prefix="terrace-e2e-")
         self.socket = os.path.join(self._directory.name, "run", "engine.sock")
         self.grpc_socket = os.path.join(self._directory.name, "run", "grpc.sock")
         self.log = os.path.join(self._directory.name, "terraced.log")
         self._flags = {"run_dir": os.path.join(self._directory.name, "run"), "host_budget": budget,
-                       "http_listen": "127.0.0.1:0", **flags}
+                       "http_listen": "127.0.0.1:0",
+                       "host_memory_dir": self.memory.path if self.memory else "", **flags}
         self._process: Optional[subprocess.Popen] = None
 
     @property
@@ -45,7 +52,8 @@ class Daemon:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, timeout: float = 20.0) -> "Daemon":
+    def launch(self) -> None:
+        """Starts the process and waits for nothing."""
         arguments = [find_binary("terraced")]
         for name, value in self._flags.items():
             arguments += ["--" + name.replace("_", "-"), value]
@@ -55,6 +63,9 @@ class Daemon:
             self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log,
                                              stderr=log, env=env)
         self._offset = offset
+
+    def start(self, timeout: float = 20.0) -> "Daemon":
+        self.launch()
         deadline = time.monotonic() + timeout
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -120,6 +131,8 @@ class Daemon:
                 self._end(signal.SIGKILL)
         finally:
             self._directory.cleanup()
+            if self.memory:
+                self.memory.remove()
 
     def __enter__(self) -> "Daemon":
         return self.start()
