@@ -6,7 +6,7 @@ import socket
 import struct
 
 HEADER = struct.Struct("<IHHHHIQ")
-MAGIC, VERSION, HELLO, PING = 0x43525254, 1, 1, 9
+MAGIC, VERSION, HELLO, PING = 0x43525254, 2, 1, 9
 
 
 def packet(kind, body=b""):
