@@ -17,6 +17,8 @@ struct Options {
   std::string terraced;            // binary to start; empty: beside this program
   std::string budget = "1GiB";     // of the daemon that is started
   std::string redis = "redis-server";
+  std::string fio = "fio";
+  std::string directory;  // of the NVMe cases' files: on the disk to be measured; empty: $TMPDIR or /tmp
   std::string peers;  // folder with the scripts that start and measure other caches; empty: leave them out
   std::string cache;  // folder for the peers' virtual environments and models
   std::string python;  // interpreter with vLLM

@@ -30,8 +30,8 @@ void CloseIfOpen(int* fd) {
 
 }  // namespace
 
-TemporaryDirectory::TemporaryDirectory() {
-  const char* root = std::getenv("TMPDIR");
+TemporaryDirectory::TemporaryDirectory(const std::string& where) {
+  const char* root = where.empty() ? std::getenv("TMPDIR") : where.c_str();
   std::string name = absl::StrCat(root == nullptr ? "/tmp" : root, "/terrace-bench-XXXXXX");
   TERRACE_CHECK(mkdtemp(name.data()) != nullptr);
   path_ = name;

@@ -14,10 +14,10 @@
 
 namespace terrace::bench {
 
-// Made in $TMPDIR or /tmp, removed with all that is in it.
+// Made in the given directory, else in $TMPDIR or /tmp; removed with all that is in it.
 class TemporaryDirectory {
  public:
-  TemporaryDirectory();
+  explicit TemporaryDirectory(const std::string& where = "");
   ~TemporaryDirectory();
   TemporaryDirectory(const TemporaryDirectory&) = delete;
   const std::string& path() const { return path_; }

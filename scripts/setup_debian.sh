@@ -5,7 +5,7 @@
 # first: with everything there it needs no root, no network and no time.
 #
 #   scripts/setup_debian.sh            what build and tests need
-#   scripts/setup_debian.sh --bench    also what the benchmarks compare with (redis-server)
+#   scripts/setup_debian.sh --bench    also what the benchmarks compare with (redis-server, fio)
 #   scripts/setup_debian.sh --lint     also clang-tidy and clang-format
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
@@ -22,7 +22,7 @@ PACKAGES=(
 )
 for argument in "$@"; do
   case "$argument" in
-    --bench) PACKAGES+=(redis-server) ;;
+    --bench) PACKAGES+=(redis-server fio) ;;
     --lint) PACKAGES+=(clang-tidy clang-format) ;;
     *) die "unknown option: $argument" "usage: scripts/setup_debian.sh [--bench] [--lint]" ;;
   esac
