@@ -70,17 +70,19 @@ int64_t NvmeReader::EstimateNs(uint64_t bytes) const {
   return static_cast<int64_t>(static_cast<double>(queued) * 1e9 / static_cast<double>(rate));
 }
 
-void NvmeReader::Step(int64_t now_ns) {
-  {
-    MutexLock lock(&mu_);
-    for (const auto range : returned_) disk_->arena.Give(range);
-    returned_.clear();
-    for (LoadPtr& load : inbox_) {
-      by_deadline_.push_back(load);
-      waiting_.push_back(std::move(load));
-    }
-    inbox_.clear();
+void NvmeReader::TakeOver() {
+  MutexLock lock(&mu_);
+  for (const auto range : returned_) disk_->arena.Give(range);
+  returned_.clear();
+  for (LoadPtr& load : inbox_) {
+    by_deadline_.push_back(load);
+    waiting_.push_back(std::move(load));
   }
+  inbox_.clear();
+}
+
+void NvmeReader::Step(int64_t now_ns) {
+  TakeOver();
   while (!by_deadline_.empty()) {
     const LoadPtr load = by_deadline_.front();
     const bool is_settled = load->is_copying || !load->done;
@@ -200,7 +202,7 @@ Reason NvmeReader::Bad(NvmeVolume* volume, const NvmeIndex::Found& found, NvmeBa
 }
 
 void NvmeReader::FailAll(Reason reason) {
-  Step(disk_->clock->NowNs());
+  TakeOver();
   waiting_.clear();
   for (const LoadPtr& load : std::exchange(by_deadline_, {})) {
     if (!load->is_copying && load->done) Finish(load, reason);

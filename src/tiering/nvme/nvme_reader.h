@@ -60,6 +60,7 @@ class NvmeReader {
   };
   using LoadPtr = std::shared_ptr<Load>;
 
+  void TakeOver();
   bool Start(const LoadPtr& load);
   void OnRead(const LoadPtr& load, int error);
   void Copy(const LoadPtr& load);

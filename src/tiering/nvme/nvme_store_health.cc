@@ -67,6 +67,7 @@ void NvmeStore::Open(int64_t now_ns) {
 // Everything that is on its way fails, and the index is empty until the device was recovered again.
 void NvmeStore::Close() {
   disk_.log.Stop();
+  reader_.FailAll(Reason::kTierOffline);
   {
     MutexLock lock(&mu_);
     wakeable_ = nullptr;
