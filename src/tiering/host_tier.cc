@@ -136,12 +136,17 @@ bool HostTier::Prepare(FrameId frame) {
   return true;
 }
 
-absl::Status HostTier::ReserveSlab(SharedSegment* segment, const kv::FramePool::SlabPlace& place) {
+absl::Status HostTier::ReserveHeaders(SharedSegment* segment, const kv::FramePool::SlabPlace& place) {
   constexpr uint64_t kPage = 4096;
   const kv::SlabShape shape = kv::ShapeFor(place.stride);
-  const uint64_t header_bytes = (shape.frames * kv::HeaderBytes(place.stride) + kPage - 1) / kPage * kPage;
-  RETURN_IF_ERROR(segment->headers->Reserve(place.first_extent * kv::kHeaderBytesPerExtent, header_bytes));
-  return segment->payload->Reserve(place.first_extent * kExtentBytes, shape.extents * kExtentBytes);
+  const uint64_t bytes = (shape.frames * kv::HeaderBytes(place.stride) + kPage - 1) / kPage * kPage;
+  return segment->headers->Reserve(place.first_extent * kv::kHeaderBytesPerExtent, bytes);
+}
+
+absl::Status HostTier::ReserveSlab(SharedSegment* segment, const kv::FramePool::SlabPlace& place) {
+  RETURN_IF_ERROR(ReserveHeaders(segment, place));
+  return segment->payload->Reserve(place.first_extent * kExtentBytes,
+                                   kv::ShapeFor(place.stride).extents * kExtentBytes);
 }
 
 void HostTier::ForgetLocked(uint32_t id, uint64_t bytes) {

@@ -141,6 +141,7 @@ class HostTier {
   // The slab of a frame is reserved and in its segment's table: its header may be touched.
   bool IsPrepared(kv::FrameId frame) const;
   bool Prepare(kv::FrameId frame);
+  absl::Status ReserveHeaders(SharedSegment* segment, const kv::FramePool::SlabPlace& place);
   absl::Status ReserveSlab(SharedSegment* segment, const kv::FramePool::SlabPlace& place);
 
   void FindSegments();
@@ -149,7 +150,8 @@ class HostTier {
   void AdoptSlab(const SharedSegment& segment, kv::TenantId tenant, kv::FrameId first,
                  absl::FunctionRef<bool(const AdoptedBlock&)> publish, Adoption* counts);
   void AdoptFrame(const kv::BlockHeader& header, kv::TenantId tenant, const kv::FramePool::SlabSpan& span,
-                  kv::FrameId frame, absl::FunctionRef<bool(const AdoptedBlock&)> publish, Adoption* counts);
+                  kv::FrameId frame, absl::FunctionRef<bool(const AdoptedBlock&)> publish,
+                  const kv::KeySpace** last, Adoption* counts);
   void ForgetLocked(uint32_t id, uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool AddSegment(kv::TenantId tenant, uint64_t least_bytes);
   void Prefault();

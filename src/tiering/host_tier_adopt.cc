@@ -139,8 +139,9 @@ void HostTier::AdoptSegment(Pending pending, absl::FunctionRef<bool(const Adopte
   counts.damaged = segment->table->damaged();
   // All memory that will be touched must be there: it is, unless somebody tampered with the files.
   std::vector<FramePool::SlabPlace> slabs = segment->table->List();
+  const bool is_reserved = segment->payload->IsReserved();
   std::erase_if(slabs, [&](const FramePool::SlabPlace& slab) {
-    if (ReserveSlab(segment, slab).ok()) return false;
+    if ((is_reserved ? ReserveHeaders(segment, slab) : ReserveSlab(segment, slab)).ok()) return false;
     segment->table->Erase(slab);
     ++counts.damaged;
     return true;
@@ -177,6 +178,7 @@ void HostTier::AdoptSlab(const SharedSegment& segment, kv::TenantId tenant, Fram
   const auto at_once = static_cast<uint32_t>(kChunk / span.header_bytes);
   std::vector<uint64_t> chunk(at_once * span.header_bytes / sizeof(uint64_t));
   auto* bytes = reinterpret_cast<std::byte*>(chunk.data());
+  const kv::KeySpace* key_space = nullptr;
   for (uint32_t frame = 0; frame < span.shape.frames; frame += at_once) {
     const uint32_t n = std::min(at_once, span.shape.frames - frame);
     const uint64_t offset = span.place.first_extent * kHeaderBytesPerExtent + frame * span.header_bytes;
@@ -184,13 +186,14 @@ void HostTier::AdoptSlab(const SharedSegment& segment, kv::TenantId tenant, Fram
     if (!segment.headers->Read(offset, bytes, n * span.header_bytes)) std::memset(bytes, 0, n * span.header_bytes);
     for (uint32_t i = 0; i < n; ++i) {
       const auto* header = reinterpret_cast<const BlockHeader*>(bytes + i * span.header_bytes);
-      AdoptFrame(*header, tenant, span, first + frame + i, publish, counts);
+      AdoptFrame(*header, tenant, span, first + frame + i, publish, &key_space, counts);
     }
   }
 }
 
 void HostTier::AdoptFrame(const BlockHeader& header, kv::TenantId tenant, const FramePool::SlabSpan& span,
-                          FrameId frame, absl::FunctionRef<bool(const AdoptedBlock&)> publish, Adoption* counts) {
+                          FrameId frame, absl::FunctionRef<bool(const AdoptedBlock&)> publish,
+                          const kv::KeySpace** last, Adoption* counts) {
   // Free, or being filled or freed when the last process ended. Its page need not even be there.
   if (header.generation == 0) return pool_.Recycle(frame);
   AdoptedBlock block{.frame = frame, .generation = header.generation, .payload_bytes = header.payload_bytes};
@@ -201,7 +204,11 @@ void HostTier::AdoptFrame(const BlockHeader& header, kv::TenantId tenant, const 
     std::memcpy(block.key_space_digest.data(), header.key_space_digest, 32);
     std::memcpy(block.key.bytes.data(), header.key, 32);
     std::memcpy(block.parent_tag.data(), header.parent_tag, sizeof(header.parent_tag));
-    block.key_space = options_.key_spaces->Recall(block.key_space_digest);
+    // Nearly always that of the block before.
+    if (*last == nullptr || (*last)->digest != block.key_space_digest) {
+      *last = options_.key_spaces->Recall(block.key_space_digest);
+    }
+    block.key_space = *last;
   }
   if (block.key_space == nullptr || block.key_space->tenant != tenant ||
       block.key_space->identity.block_bytes != header.payload_bytes) {
