@@ -269,8 +269,13 @@ void Catalog::Evacuate(FrameId like) {
 }
 
 Reason Catalog::Publish(const KeySpace& key_space, const BlockKey& key,
-                        const std::optional<BlockKey>& parent, FrameId frame, const RetentionHint& hint) {
+                        const std::optional<BlockKey>& parent, FrameId frame, const RetentionHint& hint,
+                        std::optional<uint32_t> as_of_flushes) {
   MutexLock lock(&mu_);
+  if (as_of_flushes.has_value() && key_space.flushes.load(std::memory_order_relaxed) != *as_of_flushes) {
+    tier_->Retire(frame);
+    return Reason::kFlushed;
+  }
   BlockId block;
   const PrefixIndex::Inserted inserted = index_.Insert(key_space.id, key, frame, &block);
   if (inserted != PrefixIndex::Inserted::kYes) {
@@ -317,6 +322,12 @@ bool Catalog::Drop(const KeySpace& key_space, const BlockKey& key, FrameId frame
 
 uint64_t Catalog::Flush(const KeySpace* key_space) {
   uint64_t flushed = 0;
+  {
+    MutexLock lock(&mu_);  // who publishes later sees it, what was published before is found below
+    for (const KeySpace* of : key_spaces_->List()) {
+      if (key_space == nullptr || of == key_space) of->flushes.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
   // Children first would be right; order does not matter here because all of a key space go.
   index_.ForEach([&](BlockId block, const PrefixIndex::Entry& entry) {
     if (key_space != nullptr && entry.key_space != key_space->id) return true;

@@ -67,9 +67,11 @@ class Catalog {
   // Keeps a block that is here from being evicted, until HostTier::Unpin of the frame.
   std::optional<kv::FrameId> PinIfHere(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
   // Makes a filled frame (header written, MakeReady done) visible. kNone, kDuplicate (the frame is given
-  // back) or kBudget (table full, given back).
+  // back), kBudget (table full, given back), or kFlushed: the key space was flushed since its count of
+  // flushes was as_of_flushes (given back).
   Reason Publish(const kv::KeySpace& key_space, const kv::BlockKey& key,
-                 const std::optional<kv::BlockKey>& parent, kv::FrameId frame, const RetentionHint& hint = {});
+                 const std::optional<kv::BlockKey>& parent, kv::FrameId frame, const RetentionHint& hint,
+                 std::optional<uint32_t> as_of_flushes = std::nullopt);
 
   // Takes the block out of sight if it is still in this frame; its memory goes with its last pin.
   // Counts and logs a kCorrupt one.
@@ -91,11 +93,15 @@ class Catalog {
     std::optional<kv::BlockKey> parent;
     uint64_t fingerprint = 0;
     uint32_t uses = 0;
+    double reuse_chance = -1;  // EvictionPolicy::ReuseChance within the asked time
+    uint32_t depth = 0;        // blocks before it in its chain, up to max_depth
+    uint32_t as_of_flushes = 0;
     bool done = false;  // a client said that it will not be used again
   };
   // The block that would go next, children before parents: a parent follows as soon as all its children
   // are on their way. nullopt: nothing may go.
-  std::optional<Departure> BeginDeparture();
+  // horizon_ns: for reuse_chance.
+  std::optional<Departure> BeginDeparture(int64_t horizon_ns, uint32_t max_depth);
   void EndCopy(const Departure& departure) { tier_->Unpin(departure.frame); }
   // After EndCopy. leave: take it out of sight if nobody holds it meanwhile; else it stays.
   void EndDeparture(const Departure& departure, bool leave);

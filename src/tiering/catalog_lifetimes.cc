@@ -68,7 +68,7 @@ void Catalog::UnpinByHintLocked(BlockId block) {
   hint_pins_.erase(it);
 }
 
-std::optional<Catalog::Departure> Catalog::BeginDeparture() {
+std::optional<Catalog::Departure> Catalog::BeginDeparture(int64_t horizon_ns, uint32_t max_depth) {
   MutexLock lock(&mu_);
   DrainTouchesLocked();
   const int64_t now_ns = clock_->NowNs();
@@ -89,9 +89,20 @@ std::optional<Catalog::Departure> Catalog::BeginDeparture() {
     if (key_space == nullptr) continue;
     const auto frame = PinIfHere(*key_space, entry.key);
     if (!frame.has_value()) continue;
-    Departure departure{block, *frame, key_space, entry.key, std::nullopt,
-                        Fingerprint(*key_space, entry.key), policies_[from]->Uses(block),
-                        (state_[block] & kDoneBit) != 0};
+    Departure departure;
+    departure.block = block;
+    departure.frame = *frame;
+    departure.key_space = key_space;
+    departure.key = entry.key;
+    departure.fingerprint = Fingerprint(*key_space, entry.key);
+    departure.uses = policies_[from]->Uses(block);
+    departure.reuse_chance = policies_[from]->ReuseChance(block, now_ns, horizon_ns);
+    departure.as_of_flushes = key_space->flushes.load(std::memory_order_relaxed);
+    departure.done = (state_[block] & kDoneBit) != 0;
+    for (BlockId above = links_.Parent(block); above != kNoBlock && departure.depth < max_depth;
+         above = links_.Parent(above)) {
+      ++departure.depth;
+    }
     state_[block] |= kLeavingBit;
     if (const BlockId parent = links_.Parent(block); parent != kNoBlock) {
       ++leaving_children_[parent];

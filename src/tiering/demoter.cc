@@ -79,8 +79,13 @@ uint64_t Demoter::Wanted() const {
 int Demoter::Round() {
   uint64_t wanted = Wanted();
   int begun = 0;
+  int64_t stay_ns = 0;
+  if (wanted > 0) {
+    MutexLock lock(&admission_mu_);
+    stay_ns = admission_->StayNs(clock_->NowNs());
+  }
   while (wanted > 0 && begun < kMaxPerRound && !stopping_.load(std::memory_order_relaxed)) {
-    const auto departure = catalog_->BeginDeparture();
+    const auto departure = catalog_->BeginDeparture(stay_ns, AdmissionPolicy::kMaxDepth);
     if (!departure.has_value()) break;
     if (!Depart(*departure)) break;
     const uint64_t bytes = departure->key_space->identity.block_bytes;
@@ -108,7 +113,13 @@ bool Demoter::Depart(const Catalog::Departure& departure) {
     MutexLock lock(&admission_mu_);
     RetentionHint hint;
     hint.done = departure.done;
-    decision = admission_->Decide({departure.fingerprint, bytes, departure.uses, hint}, clock_->NowNs());
+    decision = admission_->Decide({.fingerprint = departure.fingerprint,
+                                   .bytes = bytes,
+                                   .uses = departure.uses,
+                                   .reuse_chance = departure.reuse_chance,
+                                   .depth = departure.depth,
+                                   .hint = hint},
+                                  clock_->NowNs());
   }
   if (decision != AdmissionPolicy::Decision::kAdmit) {
     const bool for_budget = decision == AdmissionPolicy::Decision::kRejectBudget;
@@ -118,6 +129,12 @@ bool Demoter::Depart(const Catalog::Departure& departure) {
   }
   const std::vector<uint64_t> checksums = tier_->Checksums(departure.frame, bytes);
   bytes_leaving_.fetch_add(bytes, std::memory_order_relaxed);
+  MutexLock lock(&append_mu_);
+  if (key_space.flushes.load(std::memory_order_relaxed) != departure.as_of_flushes) {
+    bytes_leaving_.fetch_sub(bytes, std::memory_order_relaxed);
+    end(false);
+    return true;
+  }
   const auto appended = nvme_->TryAppend(
       block, departure.parent, {tier_->Payload(departure.frame), bytes}, checksums,
       [this, departure, bytes](bool written) {

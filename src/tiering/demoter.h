@@ -42,6 +42,9 @@ class Demoter {
   // A store found nothing free: no waiting for the next look.
   void Wake() { wake_.SignalOne(); }
 
+  // From here on nothing goes to disk that the catalogue flushed before this call.
+  void Barrier() { MutexLock lock(&append_mu_); }
+
   // One round of departures, at most kMaxPerRound. Returns how many began.
   int Round();
   AdmissionPolicy::Stats AdmissionStats() const;
@@ -64,6 +67,7 @@ class Demoter {
   std::atomic<uint64_t> bytes_leaving_{0};
   std::atomic<bool> stopping_{false};
 
+  Mutex append_mu_;  // held from the look at a departure's flush count to its append; see Barrier
   mutable Mutex admission_mu_;
   const std::unique_ptr<AdmissionPolicy> admission_ ABSL_PT_GUARDED_BY(admission_mu_);
 

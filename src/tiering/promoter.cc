@@ -44,6 +44,7 @@ std::shared_ptr<Promotion> Promoter::Start(const KeySpace& key_space, const Bloc
     entry.promotion = promotion;
     entry.key_space = &key_space;
     entry.started_ns = clock_->NowNs();
+    entry.as_of_flushes = key_space.flushes.load(std::memory_order_relaxed);
     if (behind != nullptr) {
       if (const auto before = names_.find(behind.get()); before != names_.end()) {
         entry.behind_other = true;
@@ -101,9 +102,11 @@ void Promoter::Finish(const Name& name, std::vector<Name>* turn) {
   kv::FrameId frame;
   NvmeTier::ReadResult result;
   int64_t started_ns;
+  uint32_t as_of_flushes;
   {
     MutexLock lock(&mu_);
     UnderWay& entry = under_way_.at(name);
+    as_of_flushes = entry.as_of_flushes;
     promotion = entry.promotion;
     key_space = entry.key_space;
     frame = entry.frame;
@@ -111,7 +114,8 @@ void Promoter::Finish(const Name& name, std::vector<Name>* turn) {
     result = std::move(*entry.result);
   }
   // Its entry stays in the table until the block can be found: an asker in between must see one of both.
-  const Reason reason = Publish(*key_space, name.second, frame, std::move(result), promotion.get());
+  const Reason reason =
+      Publish(*key_space, name.second, frame, as_of_flushes, std::move(result), promotion.get());
   const int64_t now_ns = clock_->NowNs();
   if (reason == Reason::kNone) {
     const int64_t before = last_finish_ns_.exchange(now_ns, std::memory_order_relaxed);
@@ -142,7 +146,7 @@ void Promoter::Finish(const Name& name, std::vector<Name>* turn) {
 }
 
 Reason Promoter::Publish(const KeySpace& key_space, const BlockKey& key, kv::FrameId frame,
-                         NvmeTier::ReadResult result, Promotion* promotion) {
+                         uint32_t as_of_flushes, NvmeTier::ReadResult result, Promotion* promotion) {
   if (result.reason != Reason::kNone) {
     if (frame != kv::kNoFrame) tier_->Abandon(frame);
     switch (result.reason) {
@@ -160,7 +164,7 @@ Reason Promoter::Publish(const KeySpace& key_space, const BlockKey& key, kv::Fra
   const uint64_t generation = tier_->WriteHeader(frame, key_space, key, result.checksums, result.parent);
   tier_->pool().MakeReady(frame, generation);
   tier_->pool().Pin(frame);  // before it can be found: nothing evicts it before its askers have it
-  const Reason reason = catalog_->Publish(key_space, key, result.parent, frame);
+  const Reason reason = catalog_->Publish(key_space, key, result.parent, frame, {}, as_of_flushes);
   if (reason == Reason::kNone) {
     promotion->frame_ = frame;
     return reason;

@@ -89,6 +89,7 @@ class Promoter {
     const kv::KeySpace* key_space = nullptr;
     kv::FrameId frame = kv::kNoFrame;  // being filled
     int64_t started_ns = 0;
+    uint32_t as_of_flushes = 0;
     bool behind_other = false;                      // waits for the one before it in its chain
     std::optional<NvmeTier::ReadResult> result;     // arrived, but not its turn yet
     std::vector<Name> next;                         // those that wait for this one
@@ -102,7 +103,7 @@ class Promoter {
   void Finish(const Name& name, std::vector<Name>* turn);
   // kNone: the block can be found and is pinned for the promotion. Else why not; the frame is given back.
   Reason Publish(const kv::KeySpace& key_space, const kv::BlockKey& key, kv::FrameId frame,
-                 NvmeTier::ReadResult result, Promotion* promotion);
+                 uint32_t as_of_flushes, NvmeTier::ReadResult result, Promotion* promotion);
   void AnswerWhoseTimeIsUp(int64_t now_ns);
   void Answer(Waiter waiter);
   // nullopt: still under way.

@@ -102,6 +102,7 @@ std::vector<BlockInfo> TierStack::List(const KeySpace* key_space, size_t limit) 
 uint64_t TierStack::Flush(const KeySpace* key_space) {
   uint64_t flushed = impl_->catalog.Flush(key_space);
   if (impl_->nvme != nullptr) {
+    impl_->demoter->Barrier();
     flushed += impl_->nvme->Flush(key_space == nullptr ? std::nullopt : std::optional(key_space->digest));
   }
   return flushed;

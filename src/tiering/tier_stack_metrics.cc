@@ -95,7 +95,7 @@ void TierStack::Impl::RegisterTierMetrics(MetricRegistry* metrics) {
   promotions.duration = metrics->AddHistogram(
       "terrace_load_duration_seconds", "From the request for a block to its being in host memory.",
       {{"src", "nvme"}, {"dst", "host"}});
-  for (const Reason reason : {Reason::kEvicted, Reason::kCorrupt, Reason::kBudget, Reason::kOverload,
+  for (const Reason reason : {Reason::kEvicted, Reason::kCorrupt, Reason::kFlushed, Reason::kBudget, Reason::kOverload,
                               Reason::kDeadline, Reason::kTierOffline, Reason::kIoError}) {
     promotions.failed_blocks[static_cast<int>(reason)] = metrics->AddCounter(
         "terrace_promotion_failures_total", "Blocks that a lower tier did not deliver, by reason.",

@@ -2,6 +2,7 @@
 #include "sim/tier_sim.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include "absl/strings/str_cat.h"
 #include "tiering/policy/eviction_policy.h"
@@ -70,9 +71,10 @@ void TierSimReport::Add(const TierSimReport& other) {
   disk_blocks_after += other.disk_blocks_after;
 }
 
-TierSim::TierSim(uint64_t seed, int ops)
+TierSim::TierSim(uint64_t seed, int ops, bool is_traced)
     : seed_(seed),
       ops_(ops),
+      is_traced_(is_traced),
       random_(seed),
       disks_(&clock_, RandomCosts(&random_)),
       faults_(std::make_shared<FaultScript>(random_.Next())),
@@ -87,6 +89,10 @@ TierSim::~TierSim() = default;
 
 void TierSim::Fail(const std::string& what) {
   if (!Failed()) report_.failure = absl::StrCat("seed ", seed_, ": ", what);
+}
+
+void TierSim::Trace(const std::string& what) const {
+  if (is_traced_) std::fprintf(stderr, "%10.4f s  %s\n", static_cast<double>(clock_.NowNs()) / 1e9, what.c_str());
 }
 
 void TierSim::Start() {
@@ -140,6 +146,7 @@ void TierSim::Store() {
     client.session->Put(std::move(request));
     ++report_.stores;
     if (!answer.has_value()) return Fail("a store was not answered");
+    Trace(absl::StrCat("store ", s, ":", number, " variant ", variant, ": ", std::string(ReasonName(*answer))));
     if (*answer == Reason::kNone) offered_[{s, number}].insert(variant);
     if (*answer != Reason::kNone && *answer != Reason::kDuplicate && *answer != Reason::kBudget) {
       return Fail(absl::StrCat("a store ended as ", std::string(ReasonName(*answer))));
@@ -194,6 +201,8 @@ void TierSim::ReadLeased(Client* client, uint64_t lease) {
       if (!absl::IsNotFound(read)) Fail(absl::StrCat("host memory is sound, yet: ", read.ToString()));
       continue;
     }
+    Trace(absl::StrCat("read ", held.space, ":", held.first + i,
+                       held.places[i].reason == Reason::kPending ? " from disk" : ""));
     const auto known = offered_.find({held.space, held.first + i});
     if (known == offered_.end()) return Fail("served what was never stored, or was flushed");
     const bool right = std::any_of(known->second.begin(), known->second.end(),
@@ -232,6 +241,7 @@ void TierSim::Flush() {
   if (is_faulty_ || was_faulty_) return;  // whether a broken disk keeps a flush is not promised
   const size_t s = random_.Below(spaces_.size());
   stack_->Flush(spaces_[s].opened);
+  Trace(absl::StrCat("flush of space ", s));
   Step(200);
   ++report_.flushes;
   std::erase_if(offered_, [s](const auto& entry) { return entry.first.first == s; });
@@ -255,6 +265,7 @@ void TierSim::ToggleFaults() {
   rule.error = random_.OneIn(2) ? EIO : ENOSPC;
   rule.delay_ns = 1'000'000 + static_cast<int64_t>(random_.Below(60'000'000));
   faults_->Add(rule);
+  Trace(absl::StrCat("faults of kind ", static_cast<int>(rule.kind)));
   is_faulty_ = was_faulty_ = true;
 }
 
@@ -266,10 +277,15 @@ uint64_t TierSim::CountOnDisk() {
 
 void TierSim::Restart(Ending how) {
   const bool healthy = !was_faulty_;
-  if (healthy) Step(how == Ending::kPowerLoss ? 1500 : 100);  // what is on its way arrives, and is promised
+  if (healthy) Step(100);  // what is on its way arrives
+  if (healthy && how == Ending::kPowerLoss) {  // and is promised by a checkpoint
+    clock_.AdvanceNs(9 * options_.nvme.checkpoint_ns);
+    Step(200);
+  }
   const uint64_t before = CountOnDisk();
   if (how == Ending::kKill) disks_.KillProcess(random_.Next());
   if (how == Ending::kPowerLoss) disks_.LosePower(random_.Next());
+  Trace(absl::StrCat("restart ", static_cast<int>(how), ", ", before, " blocks on disk"));
   clients_.clear();
   stack_ = nullptr;
   Start();

@@ -38,7 +38,8 @@ struct TierSimReport {
 // Owner: whoever runs it. One thread. Equal seeds give equal histories.
 class TierSim {
  public:
-  TierSim(uint64_t seed, int ops);
+  // is_traced: says on standard error what it does.
+  TierSim(uint64_t seed, int ops, bool is_traced);
   ~TierSim();
   TierSimReport Run();
 
@@ -74,10 +75,12 @@ class TierSim {
   uint64_t CountOnDisk();
   void CheckQuiet();
   void Fail(const std::string& what);
+  void Trace(const std::string& what) const;
   bool Failed() const { return !report_.failure.empty(); }
 
   const uint64_t seed_;
   const int ops_;
+  const bool is_traced_;
   Random random_;
   FakeClock clock_;
   MemoryDisks disks_;

@@ -1,7 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
 // tier_sim FIRST COUNT [OPS]: runs so many seeds of TierSim from FIRST on. Exit 1 and the seed when one
-// fails; `tier_sim SEED 1` runs that one again.
+// fails; `tier_sim SEED 1` runs that one again and tells what it does.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -23,7 +23,7 @@ int main(int argc, char** argv) {
   TierSimReport total;
   const auto started = std::chrono::steady_clock::now();
   for (uint64_t seed = first; seed < first + count; ++seed) {
-    const TierSimReport report = TierSim(seed, ops).Run();
+    const TierSimReport report = TierSim(seed, ops, count == 1).Run();
     total.Add(report);
     if (!report.failure.empty()) {
       std::printf("FAILED %s\nagain: tier_sim %llu 1 %d\n", report.failure.c_str(),

@@ -35,7 +35,7 @@ struct NvmeOptions {
   int64_t read_deadline_ns = 2'000'000'000; // a read that takes longer is a miss
   int64_t retry_ns = 2'000'000'000;         // between attempts to bring a device back
   int64_t scrub_period_ns = 7ll * 86'400'000'000'000;  // everything is read once in this time; 0: never
-  int64_t checkpoint_ns = 30'000'000'000;   // at least this long between checkpoints of the index
+  int64_t checkpoint_ns = 30'000'000'000;   // between checkpoints of the index; 8 times that when little is written
   bool threads = true;  // false: nothing happens outside Step() and the calls; for simulation
   absl::Status Validate() const;  // each message names the config key
 };

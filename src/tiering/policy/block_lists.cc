@@ -1,6 +1,8 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 #include "tiering/policy/block_lists.h"
 
+#include <algorithm>
+
 namespace terrace::tiering {
 
 using kv::BlockId;
@@ -43,7 +45,8 @@ void BlockLists::Remove(BlockId block) {
 BlockId BlockLists::FindCold(uint32_t list, absl::FunctionRef<bool(BlockId)> allowed) {
   Ends& ends = ends_[list];
   bool from_start = ends.resume == list || ends.credit == 0;
-  if (!from_start) --ends.credit;
+  // Faster than refusals add to it in ordinary work (about one a call): else it would never run out.
+  if (!from_start) ends.credit -= std::min(ends.credit, 4u);
   uint32_t node = from_start ? nodes_[list].hotter : ends.resume;
   if (from_start) ends.credit = 0;
   for (uint32_t looks = 0; looks < kMaxLooks; ++looks) {

@@ -34,8 +34,8 @@ class BlockLists {
   kv::BlockId Coldest(uint32_t list) const { return BlockOf(nodes_[list].hotter); }
   kv::BlockId Hotter(kv::BlockId block) const { return BlockOf(nodes_[NodeOf(block)].hotter); }
   // The coldest that is allowed, or kNoBlock after kMaxLooks. Blocks that were refused are not asked about
-  // again until as many calls have gone by, so that a cold end full of pinned blocks costs two looks a
-  // call, not all of them.
+  // again until a quarter as many calls have gone by, so that a cold end full of pinned blocks costs five
+  // looks a call, not all of them.
   kv::BlockId FindCold(uint32_t list, absl::FunctionRef<bool(kv::BlockId)> allowed);
 
  private:
