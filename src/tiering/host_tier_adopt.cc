@@ -85,6 +85,7 @@ bool HostTier::KeepFoundLocked(std::unique_ptr<SharedSegment>* found) {
   budget_->Release(std::max(tables, bytes / kTableShare) - tables);
   arena_used_ += bytes;
   slot_used_[segment->id % kMaxSegments] = true;
+  if (options_.huge_pages) segment->payload->PreferHugePages();
   mapped_[segment->id % kMaxSegments] = {segment->payload->data(), segment->headers->data(), segment};
   prefaulted_.fetch_add(bytes, std::memory_order_relaxed);
   if (is_spare) {

@@ -133,7 +133,10 @@ SharedMemory::~SharedMemory() {
   if (client_fd_ != fd_) close(client_fd_);
 }
 
-void SharedMemory::PreferHugePages() { madvise(data_, bytes_, MADV_HUGEPAGE); }
+void SharedMemory::PreferHugePages() {
+  prefers_huge_ = true;
+  madvise(data_, bytes_, MADV_HUGEPAGE);
+}
 
 void SharedMemory::Populate(uint64_t offset, uint64_t bytes) {
   if (madvise(data_ + offset, bytes, MADV_POPULATE_WRITE) == 0) return;
@@ -145,6 +148,9 @@ void SharedMemory::Populate(uint64_t offset, uint64_t bytes) {
 }
 
 absl::Status SharedMemory::Reserve(uint64_t offset, uint64_t bytes) {
+  // Advice belongs to the mapping: fallocate would not see it and take small pages. A page that cannot be
+  // had is an error here, not a signal.
+  if (is_file_ && prefers_huge_ && madvise(data_ + offset, bytes, MADV_POPULATE_WRITE) == 0) return absl::OkStatus();
   if (!is_file_ || Allocate(fd_, FALLOC_FL_KEEP_SIZE, offset, bytes) == 0) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat("reserving ", bytes, " bytes: ", std::strerror(errno)));
 }

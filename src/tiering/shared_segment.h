@@ -42,8 +42,8 @@ class SharedMemory {
   int fd() const { return client_fd_; }
   std::byte* data() const { return data_; }
   uint64_t bytes() const { return bytes_; }
-  // Asks for huge pages where the machine allows them for shared memory. Not for memory that is used here
-  // and there: a touched byte then costs 2 MiB.
+  // Asks for huge pages where the machine (anonymous) or the mount (huge=advise) allows them. Not for memory
+  // that is used here and there: a touched byte then costs 2 MiB. Before it is used.
   void PreferHugePages();
   // Makes the kernel give [offset, offset + bytes) its pages now. Any thread; takes long.
   void Populate(uint64_t offset, uint64_t bytes);
@@ -67,6 +67,7 @@ class SharedMemory {
   std::byte* const data_;
   const uint64_t bytes_;
   const bool is_file_;
+  bool prefers_huge_ = false;  // set before the memory is shared
 };
 
 // Owner: HostTier. Members are constant once it is in use; the table has its own rules.

@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 
 #include <chrono>
+#include <sstream>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -234,22 +235,24 @@ class FullFileSystemTest : public WarmDirTest {
     std::filesystem::create_directory(mount_);
     // Of this process alone: the mount ends with it, however it ends.
     is_mounted_ = unshare(CLONE_NEWNS) == 0 && mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
-                  mount("none", mount_.c_str(), "tmpfs", 0, "size=12m") == 0;
+                  mount("none", mount_.c_str(), "tmpfs", 0, MountOptions()) == 0;
     path_ = HostMemoryDir::PathFor(mount_, run_dir_);
   }
   void TearDown() override {
     End();
     if (is_mounted_) umount2(mount_.c_str(), MNT_DETACH);
   }
+  virtual const char* MountOptions() const { return "size=12m"; }
   std::string mount_;
   bool is_mounted_ = false;
 };
 
 TEST_F(FullFileSystemTest, StoresAreRefusedAndWhatIsThereIsServed) {
   if (!is_mounted_) GTEST_SKIP() << "only root can mount a small tmpfs";
-  for (const bool prefault : {false, true}) {
-    SCOPED_TRACE(prefault);
-    options_.prefault = prefault;
+  for (int round = 0; round < 4; ++round) {
+    options_.prefault = round % 2 == 1;
+    options_.huge_pages = round >= 2;  // another way to reserve
+    SCOPED_TRACE(round);
     Start();
     auto blocks = Adopt();
     for (const Block& block : blocks) tier_->Retire(block.frame);
@@ -266,6 +269,37 @@ TEST_F(FullFileSystemTest, StoresAreRefusedAndWhatIsThereIsServed) {
     Start();
     EXPECT_EQ(Adopt().size(), frames.size());
   }
+}
+
+class HugePagesTest : public FullFileSystemTest {
+ protected:
+  const char* MountOptions() const override { return "size=200m,huge=advise"; }
+};
+
+TEST_F(HugePagesTest, PayloadsHaveThemWhereTheMountGivesThemOnAdvice) {
+  if (!is_mounted_) GTEST_SKIP() << "only root can mount a tmpfs with huge pages, where the kernel has them";
+  options_.huge_pages = true;
+  Start();
+  ASSERT_EQ(Fill(Space(1 << 20), 0, 32).size(), 32u);
+  const auto kilobytes = [](const std::string& wanted) {
+    uint64_t sum = 0, value;
+    std::ifstream smaps("/proc/self/smaps");
+    for (std::string name, line; std::getline(smaps, line);) {
+      std::istringstream fields(line);
+      if (fields >> name >> value && name == wanted) sum += value;
+    }
+    return sum;
+  };
+  if (kilobytes("ShmemPmdMapped:") == 0) GTEST_SKIP() << "the machine has no huge page left to give";
+  EXPECT_GE(kilobytes("ShmemPmdMapped:"), 16u << 10);
+  // Headers are used here and there.
+  uint64_t header_blocks = 0;
+  for (const auto& file : Files(".headers")) {
+    struct stat info {};
+    ASSERT_EQ(stat(file.c_str(), &info), 0);
+    header_blocks += static_cast<uint64_t>(info.st_blocks);
+  }
+  EXPECT_LE(header_blocks * 512, 32u * 4096);
 }
 
 }  // namespace
