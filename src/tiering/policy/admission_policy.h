@@ -6,6 +6,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -20,8 +22,11 @@ class AdmissionPolicy {
     uint64_t fingerprint = 0;
     uint64_t bytes = 0;
     uint32_t uses = 0;          // accesses while it was in host memory (EvictionPolicy::Uses)
+    double reuse_chance = -1;   // EvictionPolicy::ReuseChance within StayNs; below 0: not known
+    uint32_t depth = 0;         // blocks before it in its chain; kMaxDepth: as many or more
     RetentionHint hint;
   };
+  static constexpr uint32_t kMaxDepth = 64;
   enum class Decision { kAdmit, kRejectOnce /* not worth it yet */, kRejectBudget /* endurance */ };
 
   virtual ~AdmissionPolicy() = default;
@@ -31,6 +36,10 @@ class AdmissionPolicy {
   virtual void OnStore(uint64_t fingerprint, int64_t now_ns) = 0;
   // A block was found on NVMe and loaded.
   virtual void OnHit(uint64_t fingerprint, int64_t now_ns) = 0;
+
+  // How long a block that is written now will stay, as far as it can be told from what was admitted;
+  // 0: not yet.
+  virtual int64_t StayNs(int64_t now_ns) const = 0;
 
   struct Stats {
     uint64_t ghost_hits = 0;   // rejected, then wanted
@@ -44,6 +53,8 @@ struct AdmissionOptions {
   uint64_t write_bytes_per_day = 0;  // endurance; 0: no limit
   uint64_t expected_blocks = 0;      // of the NVMe tier
 };
+// The names that MakeAdmissionPolicy takes.
+const std::vector<std::string>& AdmissionPolicyNames();
 // name: "adaptive" (default), "all", "second_use". InvalidArgument names the choices.
 absl::StatusOr<std::unique_ptr<AdmissionPolicy>> MakeAdmissionPolicy(absl::string_view name,
                                                                      const AdmissionOptions& options);

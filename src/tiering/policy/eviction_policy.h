@@ -48,6 +48,8 @@ class EvictionPolicy {
   virtual BlockId Victim(absl::FunctionRef<bool(BlockId)> allowed, int64_t now_ns) = 0;
   // Accesses since it was inserted, saturating at 3 or more. 0 for unknown blocks.
   virtual uint32_t Uses(BlockId block) const = 0;
+  // Chance that the block is used within horizon_ns from now; below 0: this policy cannot tell.
+  virtual double ReuseChance(BlockId /*block*/, int64_t /*now_ns*/, int64_t /*horizon_ns*/) const { return -1; }
 
   struct Stats {
     std::string name;        // what decides now: "terrace", or "lru" after a fall-back

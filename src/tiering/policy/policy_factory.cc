@@ -1,12 +1,14 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "tiering/policy/arc_policy.h"
+#include "tiering/policy/adaptive_admission.h"
 #include "tiering/policy/admission_policy.h"
+#include "tiering/policy/arc_policy.h"
 #include "tiering/policy/eviction_policy.h"
 #include "tiering/policy/lru2_policy.h"
 #include "tiering/policy/lru_policy.h"
 #include "tiering/policy/s3fifo_policy.h"
+#include "tiering/policy/simple_admission.h"
 #include "tiering/policy/terrace_policy.h"
 
 namespace terrace::tiering {
@@ -27,9 +29,18 @@ absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeEvictionPolicy(absl::string_
                                                  absl::StrJoin(EvictionPolicyNames(), ", ")));
 }
 
+const std::vector<std::string>& AdmissionPolicyNames() {
+  static const std::vector<std::string> names = {"adaptive", "all", "second_use"};
+  return names;
+}
+
 absl::StatusOr<std::unique_ptr<AdmissionPolicy>> MakeAdmissionPolicy(absl::string_view name,
-                                                                     const AdmissionOptions& /*options*/) {
-  return absl::InvalidArgumentError(absl::StrCat("nvme.admission_policy is \"", name, "\""));
+                                                                     const AdmissionOptions& options) {
+  if (name == "adaptive") return std::make_unique<AdaptiveAdmission>(options);
+  if (name == "all") return std::make_unique<AdmitAll>(options);
+  if (name == "second_use") return std::make_unique<AdmitSecondUse>(options);
+  return absl::InvalidArgumentError(absl::StrCat("nvme.admission_policy is \"", name, "\"; there are: ",
+                                                 absl::StrJoin(AdmissionPolicyNames(), ", ")));
 }
 
 }  // namespace terrace::tiering

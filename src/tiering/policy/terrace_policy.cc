@@ -155,6 +155,13 @@ uint32_t TerracePolicy::Uses(BlockId id) const {
   return Known(id) ? std::min<uint32_t>(blocks_[id].accesses, 3) : 0;
 }
 
+double TerracePolicy::ReuseChance(BlockId id, int64_t now_ns, int64_t horizon_ns) const {
+  if (!Known(id)) return -1;
+  const uint32_t age = Ticks(now_ns) - blocks_[id].start;
+  const uint64_t until = age + static_cast<uint64_t>(std::max<int64_t>(horizon_ns, 0) >> 20);
+  return model_.ChanceUntil(blocks_[id].kind, age, static_cast<uint32_t>(std::min<uint64_t>(until, ~0u)));
+}
+
 EvictionPolicy::Stats TerracePolicy::GetStats() const { return {.name = "terrace", .ghost_hits = ghost_hits_}; }
 
 void TerracePolicy::AddLeaf(BlockId id) {

@@ -31,6 +31,7 @@ class TerracePolicy final : public EvictionPolicy {
   bool IsStale(BlockId) const override { return false; }
   BlockId Victim(absl::FunctionRef<bool(BlockId)> allowed, int64_t now_ns) override;
   uint32_t Uses(BlockId block) const override;
+  double ReuseChance(BlockId block, int64_t now_ns, int64_t horizon_ns) const override;
   Stats GetStats() const override;
 
  private:

