@@ -119,6 +119,8 @@ TEST(EngineFuzzTest, MutatedPacketsNeitherKillNorLeak) {
       encode(wire::Type::kPut, RawClient::PutBody(*space, keys[0], 0, RawClient::Checksums(*space, keys[0], payload))),
       encode(wire::Type::kReport, BytesOf(wire::Report{space->id, 0, held->refs[0].generation, {}})),
       encode(wire::Type::kPing, {}),
+      encode(wire::Type::kLocate, RawClient::LocateBody(*space, keys, 1000)),
+      encode(wire::Type::kHint, RawClient::HintBody(*space, keys, {.pin_ms = 1, .priority = 3})),
   };
 
   uint64_t answers = 0, refusals = 0, connections = 0;

@@ -197,6 +197,8 @@ TEST_F(EngineProtocolTest, BodiesOfWrongLengthsAreRefused) {
       {wire::Type::kPut,
        RawClient::PutBody(*space, KeyOf(2), 0, RawClient::Checksums(*space, KeyOf(2), payload))},
       {wire::Type::kReport, bytes_of(wire::Report{space->id, 0, leased->refs[0].generation, {}})},
+      {wire::Type::kLocate, RawClient::LocateBody(*space, {&key, 1}, 0)},
+      {wire::Type::kHint, RawClient::HintBody(*space, {&key, 1}, {})},
   };
   for (const auto& [type, body] : messages) {
     for (size_t n = 0; n <= body.size() + 9; ++n) {

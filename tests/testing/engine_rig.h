@@ -53,6 +53,8 @@ class EngineRig {
 
   // A connected client that said hello; the test has failed when there is none.
   std::unique_ptr<RawClient> Client(const std::string& tenant = "default");
+  // The door closes; the core goes on.
+  void StopServer() { server_.reset(); }
   // The sum of all series of the family whose labels contain the given value ("" = all).
   double Metric(const std::string& family, const std::string& label_value = "") const;
   // Waits until nothing is held: connections, sessions, leases, pins, staging. What is left else.

@@ -218,6 +218,48 @@ absl::StatusOr<LookupResult> RawClient::Lookup(const OpenSpace& space, std::span
   Append(&body, BytesOf(lookup));
   Append(&body, std::as_bytes(keys));
   ASSIGN_OR_RETURN(const Packet packet, Call(wire::Type::kLookup, body));
+  return ParseLookup(packet);
+}
+
+absl::StatusOr<LookupResult> RawClient::LookupOrRecompute(const OpenSpace& space,
+                                                          std::span<const kv::BlockKey> keys, uint32_t flags,
+                                                          uint32_t recompute) {
+  const wire::Lookup lookup{space.id, static_cast<uint32_t>(keys.size()), flags, recompute, 0};
+  std::vector<std::byte> body;
+  Append(&body, BytesOf(lookup));
+  Append(&body, std::as_bytes(keys));
+  ASSIGN_OR_RETURN(const Packet packet, Call(wire::Type::kLookup, body));
+  return ParseLookup(packet);
+}
+
+std::vector<std::byte> RawClient::LocateBody(const OpenSpace& space, std::span<const kv::BlockKey> keys,
+                                             uint32_t timeout_us) {
+  std::vector<std::byte> body;
+  Append(&body, BytesOf(wire::Locate{space.id, static_cast<uint32_t>(keys.size()), timeout_us, 0}));
+  Append(&body, std::as_bytes(keys));
+  return body;
+}
+
+absl::StatusOr<LookupResult> RawClient::Locate(const OpenSpace& space, std::span<const kv::BlockKey> keys,
+                                               uint32_t timeout_us) {
+  ASSIGN_OR_RETURN(const Packet packet, Call(wire::Type::kLocate, LocateBody(space, keys, timeout_us)));
+  return ParseLookup(packet);
+}
+
+std::vector<std::byte> RawClient::HintBody(const OpenSpace& space, std::span<const kv::BlockKey> keys,
+                                           const wire::Retention& retention) {
+  std::vector<std::byte> body;
+  Append(&body, BytesOf(wire::Hint{space.id, static_cast<uint32_t>(keys.size()), retention, 0}));
+  Append(&body, std::as_bytes(keys));
+  return body;
+}
+
+absl::Status RawClient::Hint(const OpenSpace& space, std::span<const kv::BlockKey> keys,
+                             const wire::Retention& retention) {
+  return Call(wire::Type::kHint, HintBody(space, keys, retention)).status();
+}
+
+absl::StatusOr<LookupResult> RawClient::ParseLookup(const Packet& packet) {
   LookupResult result;
   if (packet.body.size() < sizeof(result.done)) return absl::InternalError("short answer");
   std::memcpy(&result.done, packet.body.data(), sizeof(result.done));
@@ -306,8 +348,10 @@ std::vector<uint64_t> RawClient::Checksums(const OpenSpace& space, const kv::Blo
 
 std::vector<std::byte> RawClient::PutBody(const OpenSpace& space, const kv::BlockKey& key, uint64_t staging_offset,
                                           std::span<const uint64_t> checksums,
-                                          const std::optional<kv::BlockKey>& parent) {
+                                          const std::optional<kv::BlockKey>& parent,
+                                          const wire::Retention& retention) {
   wire::Put put{};
+  put.retention = retention;
   put.key_space_id = space.id;
   put.flags = parent.has_value() ? wire::kPutHasParent : 0;
   put.staging_offset = staging_offset;

@@ -108,6 +108,18 @@ class RawClient {
   absl::StatusOr<OpenSpace> Open(uint64_t block_bytes, const SpaceText& text = {});
   absl::StatusOr<LookupResult> Lookup(const OpenSpace& space, std::span<const kv::BlockKey> keys,
                                       uint32_t flags = 0, uint64_t lease_id = 0);
+  // recompute: nanoseconds a token.
+  absl::StatusOr<LookupResult> LookupOrRecompute(const OpenSpace& space, std::span<const kv::BlockKey> keys,
+                                                 uint32_t flags, uint32_t recompute);
+  static std::vector<std::byte> LocateBody(const OpenSpace& space, std::span<const kv::BlockKey> keys,
+                                           uint32_t timeout_us);
+  absl::StatusOr<LookupResult> Locate(const OpenSpace& space, std::span<const kv::BlockKey> keys,
+                                      uint32_t timeout_us);
+  // What a Lookup or Locate was answered.
+  static absl::StatusOr<LookupResult> ParseLookup(const Packet& packet);
+  static std::vector<std::byte> HintBody(const OpenSpace& space, std::span<const kv::BlockKey> keys,
+                                         const wire::Retention& retention);
+  absl::Status Hint(const OpenSpace& space, std::span<const kv::BlockKey> keys, const wire::Retention& retention);
   absl::Status Release(uint64_t lease_id);
   absl::Status Report(const OpenSpace& space, const kv::BlockKey& key, uint64_t generation);
   absl::Status Ping();
@@ -125,7 +137,8 @@ class RawClient {
                                          std::span<const std::byte> payload);
   static std::vector<std::byte> PutBody(const OpenSpace& space, const kv::BlockKey& key, uint64_t staging_offset,
                                         std::span<const uint64_t> checksums,
-                                        const std::optional<kv::BlockKey>& parent = {});
+                                        const std::optional<kv::BlockKey>& parent = {},
+                                        const wire::Retention& retention = {});
   // Writes the payload to offset of the staging memory and stores it.
   absl::StatusOr<Reason> Put(const OpenSpace& space, const kv::BlockKey& key, std::span<const std::byte> payload,
                              uint64_t offset = 0, const std::optional<kv::BlockKey>& parent = {});
