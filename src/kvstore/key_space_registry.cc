@@ -149,7 +149,9 @@ absl::Status KeySpaceRegistry::Append(absl::string_view tenant, const KeySpaceId
     return absl::ResourceExhaustedError(absl::StrCat(path_, " is full with ", max_records_, " key spaces"));
   }
   const std::string record = Encode(tenant, identity, digest);
-  if (record.size() > sizeof(Head) + kMaxBodyBytes) return absl::ResourceExhaustedError("the tenant's name is too long");
+  if (record.size() > sizeof(Head) + kMaxBodyBytes) {
+    return absl::ResourceExhaustedError("the tenant's name is too long");
+  }
   const absl::Status written = WriteAt(fd_, path_, record, end_);
   if (!written.ok()) {
     // Else the next record would follow half a one.

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <optional>
@@ -34,7 +35,8 @@ constexpr uint32_t kVersion = 1;         // of the directory; another one's cont
 constexpr off_t kMaxTableBytes = 64 << 20;  // of 4 TiB
 constexpr int kOpen = O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK;
 
-// The file `owner`. A damaged one costs the blocks: generations could come twice.
+// The file `owner` holds it twice, written one after the other and in place: the count survives an end in the
+// middle of writing, and needs no new memory where the file system is full.
 struct Owner {
   uint32_t magic = kMagic, version = kVersion;
   uint64_t opened = 0;
@@ -43,6 +45,7 @@ struct Owner {
 
   uint64_t Check() const { return Checksum64(this, offsetof(Owner, checksum), kMagic); }
 };
+constexpr uint64_t kMaxOpened = (1u << 24) - 4;
 
 std::string ErrnoText() { return std::strerror(errno); }
 
@@ -65,15 +68,26 @@ std::vector<std::string> NamesIn(int fd) {
   return names;
 }
 
+// The younger of both copies, or of the one that is whole; its count is then one higher: the other one might
+// have been the younger.
 std::optional<Owner> LoadOwner(int dir_fd) {
   const int fd = openat(dir_fd, "owner", O_RDONLY | kOpen);
   if (fd < 0) return std::nullopt;
-  Owner owner;
-  const ssize_t n = pread(fd, &owner, sizeof(owner), 0);
+  std::optional<Owner> youngest;
+  int damaged = 0;
+  for (int i = 0; i < 2; ++i) {
+    Owner owner;
+    const ssize_t n = pread(fd, &owner, sizeof(owner), static_cast<off_t>(sizeof(owner)) * i);
+    if (n != sizeof(owner) || owner.magic != kMagic || owner.checksum != owner.Check() ||
+        owner.run_dir[sizeof(owner.run_dir) - 1] != '\0') {
+      ++damaged;
+    } else if (!youngest.has_value() || owner.opened > youngest->opened) {
+      youngest = owner;
+    }
+  }
   close(fd);
-  const bool good = n == sizeof(owner) && owner.magic == kMagic && owner.checksum == owner.Check() &&
-                    owner.run_dir[sizeof(owner.run_dir) - 1] == '\0';
-  return good ? std::optional(owner) : std::nullopt;
+  if (youngest.has_value()) youngest->opened += static_cast<uint64_t>(damaged);
+  return youngest;
 }
 
 // A locked descriptor, or why not. AlreadyExists: somebody else has it.
@@ -86,13 +100,14 @@ absl::StatusOr<int> Lock(int dir_fd, const std::string& path) {
     char pid[32] = {};
     const bool is_known = pread(fd, pid, sizeof(pid) - 1, 0) > 0;
     status = absl::AlreadyExistsError(absl::StrCat("the host tier's memory in ", path, " is held by another terraced",
-                                                   is_known ? absl::StrCat(", pid ", pid) : ""));
+                                                   is_known ? absl::StrCat(", pid ", std::atoi(pid)) : ""));
   } else if (fstat(fd, &info) != 0 || info.st_nlink != 1) {
     status = absl::AlreadyExistsError(absl::StrCat(path, " is being removed by another terraced; start again"));
   }
   if (status.ok()) {
-    const std::string pid = absl::StrCat(getpid());
-    if (ftruncate(fd, 0) == 0 && pwrite(fd, pid.data(), pid.size(), 0) == static_cast<ssize_t>(pid.size())) return fd;
+    // Of one length: written over the last one in place, where there may be no memory for more.
+    const std::string pid = absl::StrFormat("%-10d", getpid());
+    if (pwrite(fd, pid.data(), pid.size(), 0) == static_cast<ssize_t>(pid.size())) return fd;
     status = absl::ResourceExhaustedError(absl::StrCat(path, "/lock cannot be written: ", ErrnoText()));
   }
   close(fd);
@@ -165,22 +180,22 @@ absl::Status HostMemoryDir::ReadOwner(const std::string& run_dir) {
   Owner next;
   if (absolute.size() >= sizeof(next.run_dir)) return absl::InvalidArgumentError("run_dir is too long");
   const std::optional<Owner> last = LoadOwner(fd_);
-  const bool is_usable = last.has_value() && last->version == kVersion && last->opened < (1u << 24) - 1;
+  const bool is_usable = last.has_value() && last->version == kVersion && last->opened < kMaxOpened;
   if (!is_usable) Clear();
   opened_ = is_usable ? last->opened + 1 : 1;
   next.opened = opened_;
   std::memcpy(next.run_dir, absolute.data(), absolute.size());
   next.checksum = next.Check();
-  // Written anew and renamed: what stands in `owner` is always whole.
-  const int fd = openat(fd_, "owner.next", O_WRONLY | O_CREAT | O_TRUNC | kOpen, 0600);
-  const bool written = fd >= 0 && write(fd, &next, sizeof(next)) == sizeof(next);
+  const int fd = openat(fd_, "owner", O_WRONLY | O_CREAT | kOpen, 0600);
+  bool written = fd >= 0;
+  for (int i = 0; i < 2 && written; ++i) {
+    written = pwrite(fd, &next, sizeof(next), static_cast<off_t>(sizeof(next)) * i) == sizeof(next);
+  }
   const std::string why = ErrnoText();
   if (fd >= 0) close(fd);
-  if (!written || renameat(fd_, "owner.next", fd_, "owner") != 0) {
-    return absl::ResourceExhaustedError(absl::StrCat(path_, "/owner cannot be written: ", why,
-                                                     "; make room in host.memory_dir, or leave it empty"));
-  }
-  return absl::OkStatus();
+  if (written) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(path_, "/owner cannot be written: ", why,
+                                                   "; make room in host.memory_dir, or leave it empty"));
 }
 
 void HostMemoryDir::Clear() {

@@ -128,6 +128,9 @@ bool HostTier::Prepare(FrameId frame) {
   const auto span = pool_.SpanOf(frame);
   SharedSegment* segment = MappedAt(span.segment_id).segment;
   // Slabs are reserved as a whole: there must be none of which some frames can be used and others cannot.
+  // One after another: who fails takes back what another one, for the same slab, relies on.
+  MutexLock lock(&reserve_mu_);
+  if (IsPrepared(frame)) return true;
   if (const absl::Status reserved = ReserveSlab(segment, span.place); !reserved.ok()) {
     SayFull(reserved.message());
     return false;

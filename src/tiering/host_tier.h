@@ -166,6 +166,7 @@ class HostTier {
   std::unique_ptr<Mapped[]> mapped_;  // by id % kMaxSegments; set before any frame of it exists
   std::atomic<uint64_t> prefaulted_{0};
 
+  Mutex reserve_mu_;  // a slab's memory is being reserved. Never with another one
   mutable Mutex mu_;
   CondVar wake_;
   bool closing_ ABSL_GUARDED_BY(mu_) = false;

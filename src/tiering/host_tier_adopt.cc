@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kvstore/base/check.h"
+#include "kvstore/base/kill_point.h"
 #include "kvstore/base/log.h"
 #include "kvstore/key_space_registry.h"
 #include "tiering/host_memory_dir.h"
@@ -111,6 +112,7 @@ bool HostTier::AdoptStep(absl::FunctionRef<bool(const AdoptedBlock&)> publish) {
     result = adoption_;
   }
   if (next.segment != nullptr) {
+    KillPoint("host_in_recovery");
     AdoptSegment(std::move(next), publish);
     return true;
   }
@@ -200,7 +202,8 @@ void HostTier::AdoptFrame(const BlockHeader& header, kv::TenantId tenant, const 
   AdoptedBlock block{.frame = frame, .generation = header.generation, .payload_bytes = header.payload_bytes};
   const bool is_whole = kv::IsWholeHeader(&header, span.header_bytes) &&
                         header.generation < options_.memory_dir->first_generation() &&
-                        (header.payload_bytes + kv::kFrameAlign - 1) / kv::kFrameAlign * kv::kFrameAlign == span.shape.stride;
+                        (header.payload_bytes + kv::kFrameAlign - 1) / kv::kFrameAlign ==
+                            span.shape.stride / kv::kFrameAlign;
   if (is_whole) {
     std::memcpy(block.key_space_digest.data(), header.key_space_digest, 32);
     std::memcpy(block.key.bytes.data(), header.key, 32);

@@ -152,7 +152,9 @@ absl::Status SharedMemory::Reserve(uint64_t offset, uint64_t bytes) {
   // had is an error here, not a signal.
   if (is_file_ && prefers_huge_ && madvise(data_ + offset, bytes, MADV_POPULATE_WRITE) == 0) return absl::OkStatus();
   if (!is_file_ || Allocate(fd_, FALLOC_FL_KEEP_SIZE, offset, bytes) == 0) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat("reserving ", bytes, " bytes: ", std::strerror(errno)));
+  const std::string why = std::strerror(errno);
+  Punch(offset, bytes);  // others use the file system, too: what could be had of it is given back
+  return absl::ResourceExhaustedError(absl::StrCat("reserving ", bytes, " bytes: ", why));
 }
 
 bool SharedMemory::IsReserved() const {

@@ -49,7 +49,8 @@ class SharedMemory {
   void Populate(uint64_t offset, uint64_t bytes);
 
   // Takes the memory of [offset, offset + bytes) from the file system, so that touching it cannot fail.
-  // ResourceExhausted when that is full. Nothing to do for anonymous memory.
+  // ResourceExhausted when that is full: then none of it is taken. Nothing to do for anonymous memory.
+  // One thread at a time for a range.
   absl::Status Reserve(uint64_t offset, uint64_t bytes);
   // True if every page has its memory: no Reserve is needed.
   bool IsReserved() const;

@@ -29,6 +29,20 @@ class WarmDamageTest : public WarmTest {
     std::filesystem::remove_all(path_);
     std::filesystem::copy(kept_, path_, std::filesystem::copy_options::recursive);
   }
+  // Whole copies of the owner file, with another content.
+  void RewriteOwner(const std::function<void(char*)>& change) {
+    std::string text(std::filesystem::file_size(path_ + "/owner"), '\0');
+    std::ifstream(path_ + "/owner", std::ios::binary).read(text.data(), static_cast<std::streamsize>(text.size()));
+    const size_t bytes = text.size() / 2;
+    for (const size_t at : {size_t{0}, bytes}) {
+      change(text.data() + at);
+      uint32_t magic;
+      std::memcpy(&magic, text.data() + at, 4);
+      const uint64_t checksum = Checksum64(text.data() + at, bytes - 8, magic);
+      std::memcpy(text.data() + at + bytes - 8, &checksum, 8);
+    }
+    std::ofstream(path_ + "/owner", std::ios::binary) << text;
+  }
   static void Flip(uint8_t* byte, uint64_t bit) { *byte = static_cast<uint8_t>(*byte ^ (1u << bit % 8)); }
 
   std::string kept_ = root_.path() + "/kept";
@@ -113,7 +127,7 @@ TEST_F(WarmDamageTest, AnotherVersionIsNotRead) {
   EXPECT_TRUE(Files(".payload").empty());
   // Another version of the directory: what generations it gave is unknown.
   Restore();
-  Patch(path_ + "/owner", 4, [](uint8_t* byte) { ++*byte; });
+  RewriteOwner([](char* copy) { ++copy[4]; });
   Start();
   EXPECT_EQ(Adopt().size(), 0u);
   EXPECT_TRUE(Files(".payload").empty());
@@ -244,6 +258,31 @@ TEST_F(WarmDamageTest, AHeaderInAForeignPlaceIsNotTaken) {
     Start();
     EXPECT_EQ(Adopt().size(), 2u);
   }
+}
+
+TEST_F(WarmDamageTest, TheCountOfOpeningsSurvivesDamageToEitherCopy) {
+  options_.segment_bytes = 2 << 20;
+  Start();
+  Store(Space(65536), 1);
+  Start();
+  Adopt();
+  Store(Space(65536), 2);
+  const uint64_t last = dir_->first_generation();
+  Keep();
+  const uint64_t bytes = std::filesystem::file_size(path_ + "/owner") / 2;
+  Random random(3);
+  for (uint64_t at = 0; at < 2 * bytes; at += at % bytes < 64 ? 1 : 97) {
+    SCOPED_TRACE(at);
+    Restore();
+    Patch(path_ + "/owner", at, [&](uint8_t* byte) { Flip(byte, random.Below(8)); });
+    Start();
+    ASSERT_GT(dir_->first_generation(), last);
+    ASSERT_EQ(CheckAll(Adopt(), 1, 2), 2u);
+  }
+  Restore();
+  for (const uint64_t at : {uint64_t{20}, bytes + 20}) Patch(path_ + "/owner", at, [](uint8_t* byte) { ++*byte; });
+  Start();
+  EXPECT_EQ(Adopt().size(), 0u) << "what was given before is unknown";
 }
 
 // An older `owner` file came back: generations of the process after it could be given again.
