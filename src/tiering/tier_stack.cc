@@ -129,6 +129,7 @@ MemoryPlan MemoryPlan::For(const TierStackOptions& options) {
   uint64_t disk_bytes = 0;
   for (const BlockDeviceOptions& device : options.nvme.devices) disk_bytes += device.bytes;
   const uint64_t io_bytes = options.nvme.devices.size() * (options.nvme.io_memory_bytes + kDeviceBytes);
+  plan.device_bytes = io_bytes;
   const uint64_t disk_index = std::min(disk_bytes / 2048, for_blocks / 16);
   for_blocks -= std::min(for_blocks - 2 * kLeastArena, io_bytes + disk_index);
   // A share for staging, and 3 % for the tables of frames (they depend on the block size); what those need
@@ -172,7 +173,9 @@ TierStack::Impl::Impl(const TierStackOptions& stack_options, const MemoryPlan& m
       // 4 bytes a pin: at most a thousandth of the arena, or 8 MiB.
       max_pins(std::clamp<uint64_t>(plan.index_capacity, 1 << 21, 1 << 29)),
       lease_secret(Random64()),
-      tier((RegisterMetrics(metrics), TERRACE_CHECK(budget.TryCharge(plan.static_bytes + plan.staging_bytes)),
+      // The disks' buffers are kept free: memory that is taken over must not use them up.
+      tier((RegisterMetrics(metrics),
+            TERRACE_CHECK(budget.TryCharge(plan.static_bytes + plan.staging_bytes + plan.device_bytes)),
             HostTier::Options{.segment_bytes = SegmentBytes(plan.arena_bytes),
                               .arena_bytes = plan.arena_bytes,
                               .prefault = options.prefault,
@@ -201,6 +204,7 @@ TierStack::Impl::Impl(const TierStackOptions& stack_options, const MemoryPlan& m
       load_copies(options.threads ? CopyThreads(0) : 0, kLoadQueueDepth) {}
 
 absl::Status TierStack::Impl::AddLowerTiers(MetricRegistry* metrics) {
+  budget.Release(plan.device_bytes);  // NvmeTier charges what it really takes
   if (!options.nvme.devices.empty()) {
     NvmeOptions nvme_options = options.nvme;
     nvme_options.threads = options.threads;
