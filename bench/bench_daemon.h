@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "options.h"
@@ -13,11 +14,19 @@
 
 namespace terrace::bench {
 
-// Owner: main. Its end stops the daemon and removes its directory. With Options::socket it is a daemon
-// that somebody else runs, and nothing is started or stopped.
+// Owner: main or a case. Its end stops the daemon and removes its directory. With Options::socket it is a
+// daemon that somebody else runs, and nothing is started or stopped. Its memory ends with it unless a
+// setting says otherwise.
 class BenchDaemon {
  public:
-  static absl::StatusOr<std::unique_ptr<BenchDaemon>> Start(const Options& options);
+  // settings: "key=value", over the usual ones. Answers when it returns.
+  static absl::StatusOr<std::unique_ptr<BenchDaemon>> Start(const Options& options,
+                                                            std::vector<std::string> settings = {});
+  void Kill();            // SIGKILL, and waits until it is gone
+  absl::Status Launch();  // starts it again; does not wait until it answers
+
+  // One number of what `terracectl status -o json` says: the first with this key in or after the section.
+  absl::StatusOr<double> StatusNumber(const std::string& section, const std::string& key) const;
 
   const std::string& socket() const { return socket_; }
   pid_t pid() const { return process_.has_value() ? process_->pid() : -1; }  // -1: not ours
@@ -26,6 +35,7 @@ class BenchDaemon {
   BenchDaemon() = default;
   TemporaryDirectory directory_;
   std::optional<ChildProcess> process_;
+  std::vector<std::string> arguments_;
   std::string socket_;
 };
 

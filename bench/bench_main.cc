@@ -52,6 +52,8 @@ constexpr NamedCase kNvmeCases[] = {
     {"nvme_write", RunNvmeWrite, false},
     {"nvme_read", RunNvmeRead, false},
     {"nvme_read_64k", RunNvmeRead64k, false},
+    {"host_p99_busy", RunHostP99Busy, false},
+    {"restart", RunRestart, false},
     {"nvme_index_bytes", RunNvmeIndexBytes, false},
 };
 

@@ -36,6 +36,8 @@ absl::Status RunNvmeWrite(const CaseContext& context);
 absl::Status RunNvmeRead(const CaseContext& context);
 absl::Status RunNvmeRead64k(const CaseContext& context);
 absl::Status RunNvmeIndexBytes(const CaseContext& context);
+absl::Status RunHostP99Busy(const CaseContext& context);
+absl::Status RunRestart(const CaseContext& context);
 
 // What the program does when it starts itself as a child: hidden commands. Each returns an exit code.
 int EchoMain(int fd);                                            // answers packets until the end

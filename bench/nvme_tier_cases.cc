@@ -84,7 +84,8 @@ absl::Status RunNvmeWrite(const CaseContext& context) {
   ASSIGN_OR_RETURN(const auto tier, BenchTier::Open(directory.path(), kFileBytes, kBlockBytes));
   RETURN_IF_ERROR(tier->Append(0, 3 * kBlocks));  // once around the ring, so that both overwrite
   RETURN_IF_ERROR(tier->CheckAll(3 * kBlocks - kBlocks / 2, kBlocks / 2));
-  Measurement m{.name = "nvme_write", .what = "tier write of 2 MiB blocks until all are on disk, against fio, O_DIRECT"};
+  Measurement m{.name = "nvme_write",
+                .what = "tier write of 2 MiB blocks until all are on disk, against fio, O_DIRECT"};
   m.target = 0.85;
   m.aim = 0.95;
   const FioJob job = {.pattern = "write", .block_bytes = kBlockBytes, .depth = kLargeDepth, .bytes = kRoundBytes};
@@ -129,8 +130,8 @@ int NvmeIndexWorkerMain(const std::string& directory, uint64_t file_bytes) {
 }
 
 absl::Status RunNvmeIndexBytes(const CaseContext& context) {
-  const auto file_bytes = static_cast<uint64_t>(static_cast<double>(4ull << 30) * std::min(1.0, context.options.scale)) /
-                          (64 << 20) * (64 << 20);
+  const double wanted_bytes = static_cast<double>(4ull << 30) * std::min(1.0, context.options.scale);
+  const uint64_t file_bytes = static_cast<uint64_t>(wanted_bytes) / (64 << 20) * (64 << 20);
   const TemporaryDirectory directory(context.options.directory);
   const OthersMeter meter({});
   ASSIGN_OR_RETURN(ChildProcess worker,
@@ -141,7 +142,7 @@ absl::Status RunNvmeIndexBytes(const CaseContext& context) {
     return absl::InternalError(line);
   }
   Measurement m{.name = "nvme_index_bytes",
-                .what = "memory of the tier beside its I/O buffers, resident bytes per block, disk full of 4 KiB blocks",
+                .what = "memory of the tier less its I/O buffers, resident bytes per block, disk full of 4 KiB blocks",
                 .unit = "B"};
   m.values = {resident / blocks};
   m.lower_is_better = true;
