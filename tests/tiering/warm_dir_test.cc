@@ -271,6 +271,40 @@ TEST_F(FullFileSystemTest, StoresAreRefusedAndWhatIsThereIsServed) {
   }
 }
 
+// Several threads cut slabs of the last memory at once: who fails must not take back what another one has.
+TEST_F(FullFileSystemTest, ManyThreadsAtTheLastPages) {
+  if (!is_mounted_) GTEST_SKIP() << "only root can mount a small tmpfs";
+  for (int round = 0; round < 6; ++round) {
+    SCOPED_TRACE(round);
+    options_.huge_pages = round % 2 == 1;
+    Start();
+    while (tier_->AdoptStep([](const Block&) { return false; })) {
+    }
+    while (tier_->GiveUpEmptySegment(0)) {
+    }
+    const auto& space = Space(70'000);
+    std::vector<std::map<uint64_t, FrameId>> stored(4);
+    std::vector<std::thread> threads;
+    for (uint64_t t = 0; t < stored.size(); ++t) {
+      threads.emplace_back([&, t] {
+        for (uint64_t n = 0; n < 100; ++n) {
+          if (const FrameId frame = Store(space, t * 1000 + n); frame != kv::kNoFrame) stored[t][t * 1000 + n] = frame;
+        }
+      });
+    }
+    for (auto& thread : threads) thread.join();
+    size_t n = 0;
+    for (const auto& frames : stored) {
+      n += frames.size();
+      for (const auto& [number, frame] : frames) ASSERT_TRUE(Holds(frame, space, KeyOf(number)));
+    }
+    EXPECT_GE(n, 100u);
+    EXPECT_LT(n, 180u) << "12 MiB hold no more";
+    Start();
+    EXPECT_EQ(Adopt().size(), n);
+  }
+}
+
 class HugePagesTest : public FullFileSystemTest {
  protected:
   const char* MountOptions() const override { return "size=200m,huge=advise"; }
