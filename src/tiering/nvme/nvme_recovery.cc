@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/check.h"
 #include "kvstore/base/log.h"
+#include "kvstore/base/kill_point.h"
 
 namespace terrace::tiering {
 namespace {
@@ -312,6 +313,7 @@ void NvmeRecovery::Publish(uint32_t segment, uint64_t sequence, const NvmeEntry&
 }
 
 bool NvmeRecovery::StepWalk(const std::shared_ptr<Walk>& walk) {
+  KillPoint("nvme_in_recovery");
   const NvmeGeometry& geometry = volume_->geometry;
   const uint64_t bytes = std::min(kWindow, (geometry.segment_pages() - walk->page) * kNvmePage);
   if (bytes == 0) {

@@ -258,6 +258,7 @@ void NvmeStore::Shutdown() {
   const int64_t end = disk_.clock->NowNs() + kTimeNs, wait = disk_.options->threads ? kWaitNs : 0;
   bool is_asked = false;
   uint64_t before = 0;
+  writer_.End();
   for (int quiet = 0; quiet < kTimeNs / kWaitNs && disk_.clock->NowNs() < end;) {
     if (device_ == nullptr || !is_recovered_ || state() != TierState::kOnline) break;
     quiet = disk_.io.Poll(wait) > 0 ? 0 : quiet + 1;

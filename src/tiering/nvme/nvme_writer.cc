@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kvstore/base/check.h"
+#include "kvstore/base/kill_point.h"
 
 namespace terrace::tiering {
 namespace {
@@ -92,9 +93,11 @@ void NvmeWriter::WriteRuns(int64_t now_ns, bool all) {
     const auto run = disk_->log.TakeRun(all || is_late);
     if (!run) return;
     ++runs_;
+    KillPoint("nvme_before_payload");
     const bool submitted = disk_->io.Submit(IoOp::kWrite, run->device_offset, run->memory,
                                             [this, r = *run](int error) { OnRun(r, error); });
     TERRACE_CHECK(submitted);
+    KillPoint("nvme_in_payload");
   }
 }
 
@@ -104,6 +107,7 @@ void NvmeWriter::OnRun(const NvmeLog::Run& run, int error) {
     disk_->write_error = error;
     is_stopped_ = true;
   }
+  KillPoint("nvme_before_index");
   std::vector<NvmeLog::Record> records = disk_->log.Complete(run);
   if (error == 0) dirty_.insert(records.front().place.segment);
   for (NvmeLog::Record& record : records) Publish(record, error == 0);
@@ -156,7 +160,7 @@ uint32_t NvmeWriter::HotPages(uint32_t segment) const {
 }
 
 void NvmeWriter::Prepare() {
-  if (is_preparing_ || cleaner_ || disk_->ring.empty() || disk_->log.has_prepared()) return;
+  if (is_ending_ || is_preparing_ || cleaner_ || disk_->ring.empty() || disk_->log.has_prepared()) return;
   const uint32_t segment = disk_->ring.front();
   const NvmeLog::Position open = disk_->log.position();
   if (open.sequence != kept_for_) {
@@ -185,7 +189,7 @@ void NvmeWriter::KeepRoom() {
 bool NvmeWriter::StartMoves() {
   constexpr uint32_t kMaxMoves = 4;  // at a time
   Cleaner& c = *cleaner_;
-  if (c.is_full || c.reads + c.read.size() + c.appends >= kMaxMoves) return false;
+  if (is_ending_ || c.is_full || c.reads + c.read.size() + c.appends >= kMaxMoves) return false;
   if (c.next >= volume_->index.entry_count(c.segment)) return false;
   const auto found = volume_->index.At(c.segment, c.next);
   if (!found || !found->was_hit) {
@@ -221,7 +225,13 @@ void NvmeWriter::Clean() {
   }
   KeepRoom();
   const bool is_through = c.is_full || c.next >= volume_->index.entry_count(c.segment);
-  if (!is_through || c.reads > 0 || !c.read.empty() || c.appends > 0) return;
+  if (c.reads > 0 || !c.read.empty() || c.appends > 0) return;
+  if (is_ending_) {
+    disk_->ring.insert(disk_->ring.begin(), c.segment);
+    cleaner_.reset();
+    return;
+  }
+  if (!is_through) return;
   const NvmeLog::Position next = {.segment = c.segment, .sequence = disk_->NextSequence(), .page = 0};
   volume_->index.ResetSegment(c.segment, next.sequence);
   cleaner_.reset();

@@ -38,6 +38,8 @@ class NvmeWriter {
   // After an error.
   void Resume() { is_stopped_ = false; }
   bool is_stopped() const { return is_stopped_; }
+  // Nothing new comes: no segment is taken out of use any more.
+  void End() { is_ending_ = true; }
   // One round. all: write what there is, however little.
   void Step(int64_t now_ns, bool all);
   // No requests are made any more; what waits is given up once nothing is on its way.
@@ -93,6 +95,7 @@ class NvmeWriter {
   NvmeReader* const reader_;
   NvmeVolume* volume_ = nullptr;
   bool is_stopped_ = true;
+  bool is_ending_ = false;
   uint32_t runs_ = 0;
   std::deque<Task> tasks_;
   bool control_busy_ = false;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kvstore/base/check.h"
+#include "kvstore/base/kill_point.h"
 #include "tiering/nvme/nvme_writer.h"
 
 namespace terrace::tiering {
@@ -50,6 +51,7 @@ bool NvmeWriter::RunStep(Task& task) {
       if (task.step == 1) return WriteSlot(task.segment, true, false);
       break;
     case Task::kCheckpoint:
+      KillPoint(task.step == 0 ? "nvme_before_checkpoint" : "nvme_in_checkpoint");
       if (task.step == 0) {
         const NvmeLog::Position oldest = disk_->log.oldest_pending();
         covered_ = disk_->log.position();
