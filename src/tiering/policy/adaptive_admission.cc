@@ -2,19 +2,16 @@
 #include "tiering/policy/adaptive_admission.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 namespace terrace::tiering {
 namespace {
 
 constexpr uint64_t kMinRemembered = 4096, kMaxRemembered = 1 << 24;
-// Without a budget: half of what is written may be for nothing.
-static const double kWritesPerHit = getenv("WH") ? atof(getenv("WH")) : 2;
-// A block is much less likely to be used than most below this share of their mean chance.
-static const double kUnlikely = getenv("UL") ? atof(getenv("UL")) : 0.75;
+// The cutoff, in blocks, when every write is hit once; in proportion where it is less or more.
+constexpr double kReach = 23;
+constexpr double kFirstHitsPerWrite = 0.5;
 constexpr double kLeastCutoff = 1, kMostCutoff = AdmissionPolicy::kMaxDepth + 1;
 constexpr uint32_t kAdaptEvery = 64;  // candidates
-static const double kStep = getenv("ST") ? atof(getenv("ST")) : 1.03;
 
 }  // namespace
 
@@ -22,9 +19,12 @@ AdaptiveAdmission::AdaptiveAdmission(const AdmissionOptions& options)
     : budget_(options.capacity_bytes, options.write_bytes_per_day),
       rejected_(std::clamp(options.expected_blocks, kMinRemembered, kMaxRemembered)),
       wanted_(std::clamp(options.expected_blocks, kMinRemembered, kMaxRemembered)),
-      cutoff_(getenv("C0")?atof(getenv("C0")):kMostCutoff),
-      fade_writes_(static_cast<double>(std::max(options.expected_blocks, kMinRemembered))*(getenv("FW")?atof(getenv("FW")):1)),
-      until_adapt_(kAdaptEvery) { writes_=fade_writes_/2; hits_=writes_/kWritesPerHit; }
+      cutoff_(kReach * kFirstHitsPerWrite),
+      fade_writes_(static_cast<double>(std::max(options.expected_blocks, kMinRemembered))),
+      until_adapt_(kAdaptEvery) {
+  writes_ = fade_writes_ / 2;  // as if there had been some
+  hits_ = writes_ * kFirstHitsPerWrite;
+}
 
 AdmissionPolicy::Decision AdaptiveAdmission::Reject(const Candidate& candidate, Decision why) {
   rejected_.Add(candidate.fingerprint);
@@ -35,7 +35,7 @@ AdmissionPolicy::Decision AdaptiveAdmission::Reject(const Candidate& candidate, 
 bool AdaptiveAdmission::IsWorthIt(const Candidate& candidate) {
   if (candidate.reuse_chance >= 0) {
     mean_chance_ += (candidate.reuse_chance - mean_chance_) / 1024;
-    if (candidate.reuse_chance < kUnlikely * mean_chance_) return false;
+    if (candidate.reuse_chance < mean_chance_) return false;
   }
   return candidate.depth < cutoff_ * budget_.LeftRatio();
 }
@@ -56,17 +56,14 @@ AdmissionPolicy::Decision AdaptiveAdmission::Decide(const Candidate& candidate, 
 
 void AdaptiveAdmission::Adapt() {
   until_adapt_ = kAdaptEvery;
-  const bool would_pay = rejected_hits_ * kWritesPerHit > rejections_;
-  const bool pays = hits_ * kWritesPerHit >= writes_;
-  cutoff_ = std::clamp(pays || would_pay ? cutoff_ * kStep : cutoff_ / kStep, kLeastCutoff, kMostCutoff);
+  cutoff_ = std::clamp(kReach * (hits_ + 1) / (writes_ + 1), kLeastCutoff, kMostCutoff);
   if (writes_ + rejections_ < fade_writes_) return;
-  for (double* count : {&writes_, &hits_, &rejections_, &rejected_hits_}) *count /= 2;
+  for (double* count : {&writes_, &hits_, &rejections_}) *count /= 2;
 }
 
 void AdaptiveAdmission::OnStore(uint64_t fingerprint, int64_t /*now_ns*/) {
   if (!rejected_.Remove(fingerprint)) return;
   ++ghost_hits_;
-  ++rejected_hits_;
   wanted_.Add(fingerprint);
 }
 

@@ -13,10 +13,11 @@
 namespace terrace::tiering {
 
 // A block is of use only with all blocks before it. So of the blocks used once those are written that lie
-// less than `cutoff` blocks deep, and not those that the eviction policy thinks much less likely to be used
-// again than most. The cutoff follows what comes of the writes: it falls while there are more than
-// kWritesPerHit for each hit on NVMe, and rises while there are fewer, or while so many of the rejected are
-// asked for again (ghost hits) that writing them would pay. Under a write budget it falls with what is left.
+// less than a cutoff deep, but not those that the eviction policy thinks less likely to be used again than
+// the mean of them. The cutoff is proportional to the hits on NVMe that a write brought lately: where
+// writes pay, more is written; where they do not (scans, a tier too small for the rests between uses),
+// little. Under a write budget it also falls with what is left of that.
+// A rejected block that is asked for again (a ghost hit) is written when it leaves the next time.
 // Remembers as many rejected blocks as the tier holds, 4096 at least.
 class AdaptiveAdmission final : public AdmissionPolicy {
  public:
@@ -35,10 +36,10 @@ class AdaptiveAdmission final : public AdmissionPolicy {
 
   WriteBudget budget_;
   GhostList rejected_, wanted_;
-  double cutoff_;
+  double cutoff_;           // blocks
   double mean_chance_ = 0;  // of blocks used once
   // Since some time, old ones fading.
-  double writes_ = 0, hits_ = 0, rejections_ = 0, rejected_hits_ = 0;
+  double writes_ = 0, hits_ = 0, rejections_ = 0;
   const double fade_writes_;
   uint32_t until_adapt_;
   uint64_t ghost_hits_ = 0;

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "tiering/policy/admission_policy.h"
 #include "tiering/policy/ghost_list.h"
@@ -36,13 +35,7 @@ class AdmitSecondUse final : public AdmissionPolicy {
         rejected_(std::max<uint64_t>(options.expected_blocks, 1024)),
         wanted_(std::max<uint64_t>(options.expected_blocks, 1024)) {}
   Decision Decide(const Candidate& candidate, int64_t now_ns) override {
-    static const uint32_t D = getenv("DD") ? (uint32_t)atoi(getenv("DD")) : 0;
-    static const double CC = getenv("CC") ? atof(getenv("CC")) : 0;
-    if (candidate.uses == 0 && !wanted_.Contains(candidate.fingerprint) && candidate.reuse_chance >= 0 && candidate.reuse_chance < CC) {
-      rejected_.Add(candidate.fingerprint);
-      return Decision::kRejectOnce;
-    }
-    if (candidate.uses == 0 && candidate.depth >= D && !wanted_.Contains(candidate.fingerprint)) {
+    if (candidate.uses == 0 && !wanted_.Contains(candidate.fingerprint)) {
       rejected_.Add(candidate.fingerprint);
       return Decision::kRejectOnce;
     }
