@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -73,7 +74,9 @@ inline std::vector<std::byte> PayloadOf(const uint8_t* key, uint64_t bytes, uint
 // One run of the daemon's engine door. A restart is a new object with another epoch on the same socket.
 class TestDaemon {
  public:
-  TestDaemon(const std::string& folder, uint64_t epoch, uint64_t budget_bytes = 512ull << 20) {
+  using Adjust = std::function<void(tiering::TierStackOptions*)>;
+  TestDaemon(const std::string& folder, uint64_t epoch, uint64_t budget_bytes = 512ull << 20,
+             const Adjust& adjust = {}) {
     config_.run_dir = folder;
     config_.engine_socket = folder + "/engine.sock";
     config_.tenants = {TenantConfig{"default", {}, {}}, TenantConfig{"other", {}, {}}};
@@ -83,22 +86,36 @@ class TestDaemon {
     config_.stack.prefault = false;
     config_.stack.huge_pages = false;
     config_.stack.memory_dir = "";  // nothing outlives a test
+    if (adjust) adjust(&config_.stack);
     auto stack = tiering::TierStack::Create(config_.stack, Clock::Real(), &metrics_);
     EXPECT_TRUE(stack.ok()) << stack.status();
     stack_ = std::move(*stack);
     auto server = EngineServer::Start(config_, epoch, stack_.get(), Clock::Real(), &metrics_);
     EXPECT_TRUE(server.ok()) << server.status();
     server_ = std::move(*server);
+    steps_ = std::thread([this] {
+      while (!stopping_.load()) {
+        stack_->Step();
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));  // as the daemon's own thread
+      }
+    });
+  }
+  ~TestDaemon() {
+    stopping_ = true;
+    steps_.join();
   }
 
   tiering::TierStack& stack() { return *stack_; }
   EngineServer& server() { return *server_; }
+  void StopServer() { server_.reset(); }  // the door closes; the core goes on
 
  private:
   Config config_;
   MetricRegistry metrics_;
   std::unique_ptr<tiering::TierStack> stack_;
   std::unique_ptr<EngineServer> server_;  // goes first
+  std::atomic<bool> stopping_{false};
+  std::thread steps_;
 };
 
 // The engine's memory: planes with gaps between the blocks, as paged KV caches have them.
@@ -171,9 +188,10 @@ class ClientTest : public ::testing::Test {
     std::filesystem::remove_all(folder_);
   }
 
-  void StartDaemon(uint64_t epoch, uint64_t budget_bytes = 512ull << 20) {
+  void StartDaemon(uint64_t epoch, uint64_t budget_bytes = 512ull << 20,
+                   const TestDaemon::Adjust& adjust = {}) {
     daemon_.reset();
-    daemon_ = std::make_unique<TestDaemon>(folder_, epoch, budget_bytes);
+    daemon_ = std::make_unique<TestDaemon>(folder_, epoch, budget_bytes, adjust);
   }
   void StopDaemon() { daemon_.reset(); }
 
@@ -271,7 +289,7 @@ class ClientTest : public ::testing::Test {
     terrace_status status = TERRACE_OK;
     std::vector<terrace_ref> refs;
     std::vector<uint8_t> reasons;
-    uint32_t n_prefix = 0, n_here = 0;
+    uint32_t n_prefix = 0, n_here = 0, n_pending = 0;
     uint64_t lease = 0;
   };
   static Found Lookup(terrace_client* client, terrace_keyspace* keyspace,
@@ -288,6 +306,7 @@ class ClientTest : public ::testing::Test {
     found.status = terrace_lookup(client, &part, 1, flags, timeout_us);
     found.n_prefix = part.n_prefix;
     found.n_here = part.n_here;
+    found.n_pending = part.n_pending;
     found.lease = part.lease;
     return found;
   }

@@ -34,9 +34,9 @@ struct Core {
         locator(&link, &copies, int64_t{options.load_timeout_ms} * 1'000'000) {}
 
   void Stop() {
+    locator.Stop();  // before the link, whose end would look like the daemon's; and before the copies
     link.Stop();
     stores.Stop();
-    locator.Stop();  // before the copies: what has arrived is handed to them
     copies.Stop();
   }
   bool InForkedChild() const { return ForkGeneration() != fork_generation; }
