@@ -342,6 +342,7 @@ uint64_t Catalog::Flush(const KeySpace* key_space) {
 }
 
 bool Catalog::HasChildren(BlockId block) const {
+  if (block == kNoBlock) return false;  // found in the moment between its insertion and its frame's knowing
   MutexLock lock(&mu_);
   return links_.HasChildren(block);
 }

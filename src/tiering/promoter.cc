@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/check.h"
+#include "kvstore/base/kill_point.h"
 
 namespace terrace::tiering {
 
@@ -161,6 +162,7 @@ Reason Promoter::Publish(const KeySpace& key_space, const BlockKey& key, kv::Fra
     }
     return result.reason;
   }
+  KillPoint("promote_before_header");
   const uint64_t generation = tier_->WriteHeader(frame, key_space, key, result.checksums, result.parent);
   tier_->pool().MakeReady(frame, generation);
   tier_->pool().Pin(frame);  // before it can be found: nothing evicts it before its askers have it

@@ -17,6 +17,7 @@
 #include "kvstore/base/check.h"
 #include "kvstore/base/log.h"
 #include "kvstore/base/status_macros.h"
+#include "kvstore/base/kill_point.h"
 #include "tiering/tier_stack_impl.h"
 
 namespace terrace::tiering {
@@ -364,8 +365,10 @@ void TierStack::Impl::Put(const Session& session, PutRequest request) {
       end();
       return finish(done, Reason::kBadChecksum);
     }
+    KillPoint("store_before_header");
     const uint64_t generation = tier.WriteHeader(frame, key_space, key, copied.checksums, parent);
     tier.pool().MakeReady(frame, generation);
+    KillPoint("store_before_index");
     const Reason reason = catalog.Publish(key_space, key, parent, frame, hint);
     end();
     if (reason == Reason::kNone) {
@@ -375,6 +378,7 @@ void TierStack::Impl::Put(const Session& session, PutRequest request) {
     store_duration->ObserveNs(clock->NowNs() - started);
     finish(done, reason);
   };
+  KillPoint("store_before_payload");
   if (!copies.Submit(job).ok()) {
     tier.Abandon(*frame);
     end();
