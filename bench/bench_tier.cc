@@ -10,6 +10,7 @@
 #include "kvstore/base/block_copy.h"
 #include "kvstore/base/log.h"
 #include "kvstore/base/status_macros.h"
+#include "kvstore/key_space.h"
 #include "payload.h"
 #include "stopwatch.h"
 
@@ -23,6 +24,7 @@ constexpr double kLongest = 120;
 
 BenchTier::BenchTier(uint64_t block_bytes)
     : block_bytes_(block_bytes), sources_(kSources * block_bytes), targets_(kPlaces * block_bytes) {
+  digest_.fill(0x42);
   for (uint64_t i = 0; i < kSources; ++i) FillPayload(MakeKeys(i, 1).data(), Source(i));
   std::memset(targets_.data(), 0x5a, targets_.size());
   for (uint32_t i = 0; i < kPlaces; ++i) free_places_.push_back(i);
@@ -50,9 +52,19 @@ absl::StatusOr<std::unique_ptr<BenchTier>> BenchTier::Open(const std::string& di
   return bench;
 }
 
+void BenchTier::UseKeySpaceOf(const std::string& name) {
+  kv::KeySpaceIdentity identity;
+  identity.model = name;
+  identity.model_fingerprint = "terrace_bench";
+  identity.layout = "bytes";
+  identity.block_bytes = block_bytes_;
+  kv::KeySpaceTable table(1);
+  digest_ = (*table.Open(0, "default", identity))->digest;
+}
+
 tiering::NvmeBlock BenchTier::Block(uint64_t number) const {
   tiering::NvmeBlock block;
-  block.key_space_digest.fill(0x42);
+  block.key_space_digest = digest_;
   const std::vector<uint8_t> key = MakeKeys(number, 1);
   std::memcpy(block.key.bytes.data(), key.data(), key.size());
   block.payload_bytes = block_bytes_;
@@ -72,6 +84,7 @@ void BenchTier::Prepare(uint64_t first, uint64_t n) {
   checksums_.assign(n, std::vector<uint64_t>(ChecksumCount(block_bytes_)));
   for (uint64_t i = 0; i < n; ++i) {
     const tiering::NvmeBlock block = Block(first + i);
+    if (has_own_payloads_) FillPayload(block.key.bytes.data(), Source(first + i));
     const Piece piece{Source(first + i).data(), block_bytes_};
     CopyBlock({&piece, 1}, {}, IdentitySeed(block.key_space_digest.data(), block.key.bytes.data(), block_bytes_),
               CopyCheck::kCompute, checksums_[i], CopyStores::kCached);
@@ -103,6 +116,7 @@ absl::Status BenchTier::Append(uint64_t first, uint64_t n) {
   for (uint64_t i = 0; i < n; ++i) {
     const uint64_t number = first + i;
     const tiering::NvmeBlock block = Block(number);
+    if (has_own_payloads_) FillPayload(block.key.bytes.data(), Source(number));
     Begin();
     tiering::NvmeTier::Append taken;
     while (true) {

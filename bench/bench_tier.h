@@ -3,6 +3,7 @@
 // BenchTier: an NvmeTier by itself, fed with numbered blocks whose bytes can be checked.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -23,6 +24,11 @@ class BenchTier {
   // Makes directory/nvme.data; ready when it returns.
   static absl::StatusOr<std::unique_ptr<BenchTier>> Open(const std::string& directory, uint64_t file_bytes,
                                                          uint64_t block_bytes);
+  // Blocks appended from now on are those of the key space that CacheClient::OpenKeySpace(name) opens in a
+  // daemon: it finds them when it is started on the file.
+  void UseKeySpaceOf(const std::string& name);
+  // The key of block i is MakeKeys(i, 1), its payload that of the key.
+  void UseOwnPayloads() { has_own_payloads_ = true; }
   // The tier goes first: what is under way uses everything else.
   ~BenchTier() { tier_.reset(); }
 
@@ -52,6 +58,8 @@ class BenchTier {
   void Read(uint64_t number, uint32_t place, bool compares);
 
   const uint64_t block_bytes_;
+  std::array<uint8_t, 32> digest_;
+  bool has_own_payloads_ = false;
   tiering::NvmeOptions options_;
   MemoryBudget budget_{8ull << 30};
   MetricRegistry metrics_;
