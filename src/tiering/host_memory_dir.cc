@@ -41,6 +41,7 @@ struct Owner {
   uint32_t magic = kMagic, version = kVersion;
   uint64_t opened = 0;
   char run_dir[4096] = {};
+  char huge_path[4096] = {};  // empty: none
   uint64_t checksum = 0;
 
   uint64_t Check() const { return Checksum64(this, offsetof(Owner, checksum), kMagic); }
@@ -79,7 +80,7 @@ std::optional<Owner> LoadOwner(int dir_fd) {
     Owner owner;
     const ssize_t n = pread(fd, &owner, sizeof(owner), static_cast<off_t>(sizeof(owner)) * i);
     if (n != sizeof(owner) || owner.magic != kMagic || owner.checksum != owner.Check() ||
-        owner.run_dir[sizeof(owner.run_dir) - 1] != '\0') {
+        owner.run_dir[sizeof(owner.run_dir) - 1] != '\0' || owner.huge_path[sizeof(owner.huge_path) - 1] != '\0') {
       ++damaged;
     } else if (!youngest.has_value() || owner.opened > youngest->opened) {
       youngest = owner;
@@ -114,22 +115,39 @@ absl::StatusOr<int> Lock(int dir_fd, const std::string& path) {
   return status;
 }
 
-absl::Status CheckDirectory(int fd, const std::string& path) {
+// A descriptor of the directory, which is made if need be, or why it is refused. The caller closes it.
+absl::StatusOr<int> OpenDirectory(const std::string& path, decltype(statfs::f_type) wanted_type) {
+  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        path, " cannot be made: ", ErrnoText(),
+        "; host.memory_dir must be a tmpfs in which this user may write, or empty (memory ends with the process)"));
+  }
+  const int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | kOpen);
   struct stat info {};
   struct statfs file_system {};
-  if (fstat(fd, &info) != 0 || fstatfs(fd, &file_system) != 0) {
-    return absl::FailedPreconditionError(absl::StrCat(path, ": ", ErrnoText()));
+  std::string wrong;
+  if (fd < 0 || fstat(fd, &info) != 0 || fstatfs(fd, &file_system) != 0) {
+    wrong = absl::StrCat("cannot be opened: ", ErrnoText(), "; it must be a directory of this user, not a link");
+  } else if (info.st_uid != geteuid()) {
+    wrong = absl::StrCat("is refused: it belongs to user ", info.st_uid, ", this process runs as ", geteuid());
+  } else if (file_system.f_type != wanted_type) {
+    wrong = "does not lie in memory; host.memory_dir must be on a tmpfs such as /dev/shm, or empty";
+  } else if (fchmod(fd, 0700) != 0) {
+    wrong = ErrnoText();
   }
-  if (info.st_uid != geteuid()) {
-    return absl::FailedPreconditionError(absl::StrCat(path, " is refused: it belongs to user ", info.st_uid,
-                                                      ", this process runs as ", geteuid()));
-  }
-  if (file_system.f_type != TMPFS_MAGIC) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(path, " does not lie in memory; host.memory_dir must be on a tmpfs such as /dev/shm, or empty"));
-  }
-  if (fchmod(fd, 0700) != 0) return absl::FailedPreconditionError(absl::StrCat(path, ": ", ErrnoText()));
-  return absl::OkStatus();
+  if (wrong.empty()) return fd;
+  if (fd >= 0) close(fd);
+  return absl::FailedPreconditionError(absl::StrCat(path, " ", wrong));
+}
+
+bool IsOnHugetlbfs(const std::string& path) {
+  struct statfs file_system {};
+  return statfs(std::filesystem::path(path).parent_path().c_str(), &file_system) == 0 &&
+         file_system.f_type == HUGETLBFS_MAGIC;
+}
+
+void RemoveFilesIn(int fd) {
+  for (const std::string& name : NamesIn(fd)) unlinkat(fd, name.c_str(), 0);
 }
 
 std::string Absolute(const std::string& path) {
@@ -147,44 +165,41 @@ std::string HostMemoryDir::PathFor(const std::string& memory_dir, const std::str
 }
 
 absl::StatusOr<std::unique_ptr<HostMemoryDir>> HostMemoryDir::Open(const std::string& path,
-                                                                   const std::string& run_dir) {
-  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        path, " cannot be made: ", ErrnoText(),
-        "; host.memory_dir must be a tmpfs in which this user may write, or empty (memory ends with the process)"));
+                                                                   const std::string& run_dir,
+                                                                   const std::string& tmpfs) {
+  const bool is_huge = IsOnHugetlbfs(path);
+  auto dir = absl::WrapUnique(new HostMemoryDir(
+      is_huge ? absl::StrCat(tmpfs, "/", std::filesystem::path(path).filename().string()) : path));
+  ASSIGN_OR_RETURN(dir->fd_, OpenDirectory(dir->path_, TMPFS_MAGIC));
+  ASSIGN_OR_RETURN(dir->lock_fd_, Lock(dir->fd_, dir->path_));
+  if (is_huge) {
+    dir->huge_path_ = path;
+    ASSIGN_OR_RETURN(dir->huge_fd_, OpenDirectory(path, HUGETLBFS_MAGIC));
   }
-  const int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | kOpen);
-  if (fd < 0) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(path, " cannot be opened: ", ErrnoText(), "; it must be a directory of this user, not a link"));
-  }
-  const absl::Status checked = CheckDirectory(fd, path);
-  const absl::StatusOr<int> lock = checked.ok() ? Lock(fd, path) : absl::StatusOr<int>(checked);
-  if (!lock.ok()) {
-    close(fd);
-    return lock.status();
-  }
-  auto dir = absl::WrapUnique(new HostMemoryDir(path, fd, *lock));
   RETURN_IF_ERROR(dir->ReadOwner(run_dir));
-  RemoveAbandoned(path);
+  dir->RemoveAbandoned();
   return dir;
 }
 
 HostMemoryDir::~HostMemoryDir() {
-  close(lock_fd_);
-  close(fd_);
+  for (const int fd : {huge_fd_, lock_fd_, fd_}) {
+    if (fd >= 0) close(fd);
+  }
 }
 
 absl::Status HostMemoryDir::ReadOwner(const std::string& run_dir) {
   const std::string absolute = Absolute(run_dir);
   Owner next;
-  if (absolute.size() >= sizeof(next.run_dir)) return absl::InvalidArgumentError("run_dir is too long");
+  if (absolute.size() >= sizeof(next.run_dir) || huge_path_.size() >= sizeof(next.huge_path)) {
+    return absl::InvalidArgumentError("run_dir or host.memory_dir is too long");
+  }
   const std::optional<Owner> last = LoadOwner(fd_);
   const bool is_usable = last.has_value() && last->version == kVersion && last->opened < kMaxOpened;
   if (!is_usable) Clear();
   opened_ = is_usable ? last->opened + 1 : 1;
   next.opened = opened_;
   std::memcpy(next.run_dir, absolute.data(), absolute.size());
+  std::memcpy(next.huge_path, huge_path_.data(), huge_path_.size());
   next.checksum = next.Check();
   const int fd = openat(fd_, "owner", O_WRONLY | O_CREAT | kOpen, 0600);
   bool written = fd >= 0;
@@ -203,14 +218,15 @@ void HostMemoryDir::Clear() {
   for (const std::string& name : NamesIn(fd_)) {
     if (name != "lock" && unlinkat(fd_, name.c_str(), 0) == 0) removed = true;
   }
+  if (huge_fd_ >= 0) RemoveFilesIn(huge_fd_);
   if (removed) {
     Log(LogLevel::kWarning, "host_memory_dropped",
         {{"path", path_}, {"why", "its owner file is missing, damaged or of another version"}});
   }
 }
 
-void HostMemoryDir::RemoveAbandoned(const std::string& own_path) {
-  const std::filesystem::path own(own_path);
+void HostMemoryDir::RemoveAbandoned() {
+  const std::filesystem::path own(path_);
   const std::string prefix = absl::StrFormat("terrace-%d-", geteuid());
   const int parent = open(own.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (parent < 0) return;
@@ -224,7 +240,13 @@ void HostMemoryDir::RemoveAbandoned(const std::string& own_path) {
     struct stat run_dir {};
     if (owner.has_value() && lstat(owner->run_dir, &run_dir) != 0 && errno == ENOENT) {
       if (const absl::StatusOr<int> lock = Lock(fd, name); lock.ok()) {
-        for (const std::string& file : NamesIn(fd)) unlinkat(fd, file.c_str(), 0);
+        RemoveFilesIn(fd);
+        const int huge = owner->huge_path[0] == '\0' ? -1 : open(owner->huge_path, O_RDONLY | O_DIRECTORY | kOpen);
+        if (huge >= 0 && std::filesystem::path(owner->huge_path).filename() == name) {
+          RemoveFilesIn(huge);
+          rmdir(owner->huge_path);
+        }
+        if (huge >= 0) close(huge);
         unlinkat(parent, name.c_str(), AT_REMOVEDIR);
         close(*lock);
         Log(LogLevel::kInfo, "abandoned_memory_removed", {{"path", name}, {"run_dir", owner->run_dir}});
@@ -240,7 +262,13 @@ absl::StatusOr<std::unique_ptr<SharedSegment>> HostMemoryDir::Make(uint32_t id, 
   auto segment = std::make_unique<SharedSegment>();
   segment->id = id;
   const auto make = [&]() -> absl::Status {
-    ASSIGN_OR_RETURN(segment->payload, SharedMemory::CreateFile(fd_, FileOf(id, "payload"), bytes));
+    if (huge_fd_ >= 0) {  // on huge pages, as far as there are free ones
+      auto huge = SharedMemory::CreateFile(huge_fd_, FileOf(id, "payload"), bytes);
+      if (huge.ok()) segment->payload = *std::move(huge);
+    }
+    if (segment->payload == nullptr) {
+      ASSIGN_OR_RETURN(segment->payload, SharedMemory::CreateFile(fd_, FileOf(id, "payload"), bytes));
+    }
     ASSIGN_OR_RETURN(segment->headers,
                      SharedMemory::CreateFile(fd_, FileOf(id, "headers"), extents * kv::kHeaderBytesPerExtent));
     // Last: without a table the others are nobody's.
@@ -258,10 +286,12 @@ absl::StatusOr<std::unique_ptr<SharedSegment>> HostMemoryDir::Make(uint32_t id, 
 
 std::vector<std::unique_ptr<SharedSegment>> HostMemoryDir::FindSegments() {
   std::set<uint32_t> ids;
-  for (const std::string& name : NamesIn(fd_)) {
-    uint32_t id;
-    if (name.size() < 10 || name[8] != '.' || !absl::SimpleHexAtoi(name.substr(0, 8), &id)) continue;
-    ids.insert(id);
+  for (const int fd : {fd_, huge_fd_}) {
+    for (const std::string& name : fd < 0 ? std::vector<std::string>() : NamesIn(fd)) {
+      uint32_t id;
+      if (name.size() < 10 || name[8] != '.' || !absl::SimpleHexAtoi(name.substr(0, 8), &id)) continue;
+      ids.insert(id);
+    }
   }
   std::vector<std::unique_ptr<SharedSegment>> segments;
   for (const uint32_t id : ids) {
@@ -279,8 +309,10 @@ std::vector<std::unique_ptr<SharedSegment>> HostMemoryDir::FindSegments() {
       RETURN_IF_ERROR(table->Reserve(0, table->bytes()));
       ASSIGN_OR_RETURN(segment->table, SharedSegmentTable::Open(std::move(table), id));
       const uint64_t extents = segment->table->extents();
+      const std::string payload = FileOf(id, "payload");
+      const bool is_huge = huge_fd_ >= 0 && faccessat(huge_fd_, payload.c_str(), F_OK, 0) == 0;
       ASSIGN_OR_RETURN(segment->payload,
-                       SharedMemory::OpenFile(fd_, FileOf(id, "payload"), extents * kv::kExtentBytes));
+                       SharedMemory::OpenFile(is_huge ? huge_fd_ : fd_, payload, extents * kv::kExtentBytes));
       ASSIGN_OR_RETURN(segment->headers,
                        SharedMemory::OpenFile(fd_, FileOf(id, "headers"), extents * kv::kHeaderBytesPerExtent));
       return absl::OkStatus();
@@ -298,6 +330,7 @@ std::vector<std::unique_ptr<SharedSegment>> HostMemoryDir::FindSegments() {
 void HostMemoryDir::Remove(uint32_t id) {
   // The table first: what is left of a segment after a crash here is nobody's.
   for (const char* part : {"table", "payload", "headers"}) unlinkat(fd_, FileOf(id, part).c_str(), 0);
+  if (huge_fd_ >= 0) unlinkat(huge_fd_, FileOf(id, "payload").c_str(), 0);
 }
 
 }  // namespace terrace::tiering

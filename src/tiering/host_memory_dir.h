@@ -9,6 +9,9 @@
 //     owner       whose it is (run directory), and how often it was opened
 //     key_spaces  what the digests in block headers mean
 //     <segment>.{payload,headers,table}
+//
+// On a hugetlbfs, whose files cannot be written and come in huge pages only, the directory holds payloads as
+// far as there are huge pages; a directory of the same name on a tmpfs holds all the rest.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +36,9 @@ class HostMemoryDir {
   // Makes and locks it, and removes what daemons of this user left beside it whose run directory is gone.
   // A directory of another version is emptied. AlreadyExists: another process holds it (names its pid).
   // FailedPrecondition: not in memory, not of this user, a link; says what to do.
-  static absl::StatusOr<std::unique_ptr<HostMemoryDir>> Open(const std::string& path,
-                                                             const std::string& run_dir);
+  // tmpfs: where the rest goes when path is on a hugetlbfs.
+  static absl::StatusOr<std::unique_ptr<HostMemoryDir>> Open(const std::string& path, const std::string& run_dir,
+                                                             const std::string& tmpfs = "/dev/shm");
   ~HostMemoryDir();
   HostMemoryDir(const HostMemoryDir&) = delete;
 
@@ -52,13 +56,16 @@ class HostMemoryDir {
 
  private:
   static constexpr int kGenerationBits = 40;  // fills of one process; 2^24 processes
-  HostMemoryDir(std::string path, int fd, int lock_fd) : path_(std::move(path)), fd_(fd), lock_fd_(lock_fd) {}
+  explicit HostMemoryDir(std::string path) : path_(std::move(path)) {}
   absl::Status ReadOwner(const std::string& run_dir);
   void Clear();
-  static void RemoveAbandoned(const std::string& own_path);
+  void RemoveAbandoned();
 
   const std::string path_;
-  const int fd_, lock_fd_;
+  // Constant once it is open. -1: none.
+  int fd_ = -1, lock_fd_ = -1;
+  std::string huge_path_;
+  int huge_fd_ = -1;
   uint64_t opened_ = 0;  // how many times, this one included
 };
 

@@ -13,7 +13,7 @@ from faultlib import REASONS, Checked, eventually, stopped
 from terrace_vllm.testing.daemon import find_binary
 from test_memory import resident_kib
 
-KILLS = 60
+KILLS = 200
 STABLE = range(10_000, 11_200)  # stored once, before; there is room for all and for the loops' blocks
 
 

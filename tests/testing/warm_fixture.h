@@ -32,7 +32,7 @@ class WarmTest : public ::testing::Test {
   // Ends the process, if there is one, and starts the next.
   void Start() {
     End();
-    auto dir = tiering::HostMemoryDir::Open(path_, run_dir_);
+    auto dir = tiering::HostMemoryDir::Open(path_, run_dir_, root_.path());
     ASSERT_TRUE(dir.ok()) << dir.status();
     dir_ = *std::move(dir);
     budget_ = std::make_unique<MemoryBudget>(budget_bytes_);

@@ -285,6 +285,19 @@ TEST_F(WarmDamageTest, TheCountOfOpeningsSurvivesDamageToEitherCopy) {
   EXPECT_EQ(Adopt().size(), 0u) << "what was given before is unknown";
 }
 
+// Ended between the two copies: the first was written, the second not; then the first was damaged.
+TEST_F(WarmDamageTest, ADamagedCopyMightHaveBeenTheYounger) {
+  Start();
+  std::filesystem::copy(path_ + "/owner", root_.path() + "/older");
+  Start();
+  const uint64_t last = dir_->first_generation();
+  End();
+  std::filesystem::copy(root_.path() + "/older", path_ + "/owner", std::filesystem::copy_options::overwrite_existing);
+  Patch(path_ + "/owner", 20, [](uint8_t* byte) { ++*byte; });
+  Start();
+  EXPECT_GT(dir_->first_generation(), last);
+}
+
 // An older `owner` file came back: generations of the process after it could be given again.
 TEST_F(WarmDamageTest, AGenerationThatMayComeAgainIsNotTaken) {
   Start();

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 
 #include <chrono>
@@ -235,13 +236,14 @@ class FullFileSystemTest : public WarmDirTest {
     std::filesystem::create_directory(mount_);
     // Of this process alone: the mount ends with it, however it ends.
     is_mounted_ = unshare(CLONE_NEWNS) == 0 && mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
-                  mount("none", mount_.c_str(), "tmpfs", 0, MountOptions()) == 0;
+                  mount("none", mount_.c_str(), Kind(), 0, MountOptions()) == 0;
     path_ = HostMemoryDir::PathFor(mount_, run_dir_);
   }
   void TearDown() override {
     End();
     if (is_mounted_) umount2(mount_.c_str(), MNT_DETACH);
   }
+  virtual const char* Kind() const { return "tmpfs"; }
   virtual const char* MountOptions() const { return "size=12m"; }
   std::string mount_;
   bool is_mounted_ = false;
@@ -262,6 +264,9 @@ TEST_F(FullFileSystemTest, StoresAreRefusedAndWhatIsThereIsServed) {
     EXPECT_GE(frames.size(), 40u);
     EXPECT_LT(frames.size(), 62u);
     for (const auto& [number, frame] : frames) ASSERT_TRUE(Holds(frame, space, KeyOf(number)));
+    struct statvfs file_system {};
+    ASSERT_EQ(statvfs(mount_.c_str(), &file_system), 0);
+    EXPECT_GT(file_system.f_bavail, 0u) << "what did not suffice was not given back";
     // One in, one out: what is freed can be used again, and nothing else is asked for.
     tier_->Retire(frames.begin()->second);
     EXPECT_NE(Store(space, 2000), kv::kNoFrame);
@@ -334,6 +339,62 @@ TEST_F(HugePagesTest, PayloadsHaveThemWhereTheMountGivesThemOnAdvice) {
     header_blocks += static_cast<uint64_t>(info.st_blocks);
   }
   EXPECT_LE(header_blocks * 512, 32u * 4096);
+}
+
+// A hugetlbfs: payloads as far as there are huge pages, the rest on the tmpfs.
+class HugetlbfsTest : public FullFileSystemTest {
+ protected:
+  const char* Kind() const override { return "hugetlbfs"; }
+  const char* MountOptions() const override { return "pagesize=2M"; }
+  void SetUp() override {
+    FullFileSystemTest::SetUp();
+    huge_path_ = path_;
+    small_path_ = root_.path() + "/" + std::filesystem::path(path_).filename().string();
+  }
+  static uint64_t FreeHugePages() {
+    std::ifstream meminfo("/proc/meminfo");
+    uint64_t value = 0;
+    for (std::string name, line; std::getline(meminfo, line);) {
+      std::istringstream fields(line);
+      if (fields >> name >> value && name == "HugePages_Free:") return value;
+    }
+    return 0;
+  }
+  uint64_t PayloadFilesIn(const std::string& folder) {
+    path_ = folder;
+    const uint64_t n = Files(".payload").size();
+    path_ = huge_path_;
+    return n;
+  }
+  std::string huge_path_, small_path_;
+};
+
+TEST_F(HugetlbfsTest, PayloadsAreThereAsFarAsPagesReach) {
+  if (!is_mounted_) GTEST_SKIP() << "only root can mount a hugetlbfs, where the kernel has one";
+  const uint64_t segments = std::min<uint64_t>(FreeHugePages() / 8, 4);  // of 16 MiB
+  for (int process = 0; process < 3; ++process) {
+    SCOPED_TRACE(process);
+    Start();
+    EXPECT_EQ(CheckAll(Adopt(), 0, 64), process == 0 ? 0u : 64u);
+    if (process == 0) ASSERT_EQ(Fill(Space(1 << 20), 0, 100).size(), 64u);
+    EXPECT_EQ(PayloadFilesIn(huge_path_), segments);
+    EXPECT_EQ(PayloadFilesIn(small_path_), 4 - segments);
+    EXPECT_EQ(std::filesystem::exists(huge_path_ + "/lock"), false);
+  }
+  // Flushed and emptied, the files go where they lie.
+  Start();
+  while (tier_->AdoptStep([](const Block&) { return false; })) {
+  }
+  while (tier_->GiveUpEmptySegment(0)) {
+  }
+  EXPECT_EQ(PayloadFilesIn(huge_path_) + PayloadFilesIn(small_path_), 0u);
+  // Abandoned: another daemon removes both directories.
+  End();
+  const std::string other_run_dir = root_.path() + "/other";
+  std::filesystem::create_directory(other_run_dir);
+  ASSERT_TRUE(HostMemoryDir::Open(HostMemoryDir::PathFor(mount_, other_run_dir), other_run_dir, root_.path()).ok());
+  EXPECT_FALSE(std::filesystem::exists(huge_path_));
+  EXPECT_FALSE(std::filesystem::exists(small_path_));
 }
 
 }  // namespace
