@@ -74,7 +74,8 @@ absl::StatusOr<std::unique_ptr<HostMemoryDir>> OpenMemoryDir(const TierStackOpti
   }
   // Headers take up to a sixteenth beside the payload.
   const uint64_t needed = plan.arena_bytes + plan.arena_bytes / 16;
-  if (const uint64_t size = fs.f_blocks * fs.f_frsize; size < needed) {
+  // A hugetlbfs without a limit of its own says 0.
+  if (const uint64_t size = fs.f_blocks * fs.f_frsize; size != 0 && size < needed) {
     return go_without(absl::StrCat("it holds ", size >> 20, " MiB, the host tier needs ", needed >> 20, " MiB"),
                       "enlarge it (mount -o remount,size=...; docker run --shm-size), or lower host.budget");
   }
