@@ -16,8 +16,8 @@
 
 namespace terrace::tiering {
 
-// Owner: NvmeStore. Threads: the store's own. Limits: the device's depth. Failure: errno to the call-back; a request that hangs stays in flight, and its
-// buffer stays with it.
+// Owner: NvmeStore. Threads: the store's own. Limits: the device's depth. Failure: errno to the
+// call-back; a request that hangs stays in flight, and its buffer stays with it.
 class NvmeIo {
  public:
   using Done = std::function<void(int error)>;

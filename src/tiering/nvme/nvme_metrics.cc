@@ -21,6 +21,8 @@ int Rank(TierState state) {
 
 }  // namespace
 
+const char* NvmeBadName(NvmeBad bad) { return kBad[static_cast<size_t>(bad)]; }
+
 void NvmeDeviceMetrics::Observe(IoOp op, int error, uint64_t bytes, int64_t ns) {
   const auto i = static_cast<size_t>(op);
   duration[i]->ObserveNs(ns);

@@ -27,6 +27,7 @@ struct NvmeDeviceMetrics {
 };
 
 enum class NvmeBad : uint8_t { kChecksum, kIdentity, kTorn, kStale };
+const char* NvmeBadName(NvmeBad bad);
 
 // Of the tier. Owner: NvmeTier. Threads: any.
 class NvmeMetrics {

@@ -196,7 +196,7 @@ Reason NvmeReader::Bad(NvmeVolume* volume, const NvmeIndex::Found& found, NvmeBa
         {{"device", disk_->path()},
          {"segment", found.place.segment},
          {"page", found.place.page},
-         {"reason", static_cast<int>(bad)}});
+         {"reason", NvmeBadName(bad)}});
   }
   return Reason::kCorrupt;
 }

@@ -132,9 +132,10 @@ NvmeTier::DeviceStats NvmeStore::GetStats() const {
   return stats;
 }
 
-void NvmeStore::RequestCheckpoint() {
-  checkpoint_.store(true, std::memory_order_release);
+uint64_t NvmeStore::RequestCheckpoint() {
+  const uint64_t ticket = checkpoints_wanted_.fetch_add(1, std::memory_order_acq_rel) + 1;
   Wake();
+  return ticket;
 }
 
 void NvmeStore::RequestVerify() {
@@ -225,16 +226,17 @@ void NvmeStore::Step(int64_t wait_ns) {
 
 void NvmeStore::StepReady(int64_t now_ns) {
   TakeRequests();
-  if (writer_.wants_checkpoint(now_ns)) writer_.RequestCheckpoint(false);
+  if (writer_.wants_checkpoint(now_ns)) writer_.RequestCheckpoint(false, 0);
   reader_.Step(now_ns);
   writer_.Step(now_ns, kick_.exchange(false, std::memory_order_acq_rel));
   scrubber_.Step(now_ns);
-  checkpoints_.store(writer_.checkpoints(), std::memory_order_release);
+  checkpoint_ticket_.store(writer_.checkpoint_ticket(), std::memory_order_release);
 }
 
 void NvmeStore::TakeRequests() {
   if (flush_.exchange(false, std::memory_order_acq_rel)) writer_.RequestStateWrite();
-  if (checkpoint_.exchange(false, std::memory_order_acq_rel)) writer_.RequestCheckpoint(false);
+  const uint64_t wanted = checkpoints_wanted_.load(std::memory_order_acquire);
+  if (wanted > std::exchange(checkpoints_asked_, wanted)) writer_.RequestCheckpoint(false, wanted);
   if (verify_.exchange(false, std::memory_order_acq_rel)) scrubber_.StartVerify();
   if (stop_verify_.exchange(false, std::memory_order_acq_rel)) scrubber_.StopVerify();
 }
@@ -267,7 +269,7 @@ void NvmeStore::Shutdown() {
     if (!is_asked && writer_.idle()) {
       is_asked = true;
       before = writer_.checkpoints();
-      writer_.RequestCheckpoint(true);
+      writer_.RequestCheckpoint(true, 0);
     } else if (is_asked && writer_.checkpoints() > before) {
       break;
     }

@@ -50,9 +50,10 @@ class NvmeStore {
   uint64_t index_bytes() const;
   uint64_t write_budget_bytes();
 
-  // Requests to the store's thread; the numbers tell when they are fulfilled.
-  void RequestCheckpoint();
-  uint64_t checkpoints() const { return checkpoints_.load(std::memory_order_acquire); }
+  // Requests to the store's thread. A checkpoint that begins after the call and ends well gets its ticket,
+  // or a later one.
+  uint64_t RequestCheckpoint();
+  uint64_t checkpoint_ticket() const { return checkpoint_ticket_.load(std::memory_order_acquire); }
   void RequestVerify();
   void StopVerify();
   // nullopt: still at it.
@@ -100,8 +101,9 @@ class NvmeStore {
   uint64_t probe_states_ = 0;    // state writes before the write probe
 
   // Requests.
-  std::atomic<bool> kick_{false}, flush_{false}, checkpoint_{false}, verify_{false}, stop_verify_{false};
-  std::atomic<uint64_t> checkpoints_{0};
+  std::atomic<bool> kick_{false}, flush_{false}, verify_{false}, stop_verify_{false};
+  std::atomic<uint64_t> checkpoints_wanted_{0}, checkpoint_ticket_{0};
+  uint64_t checkpoints_asked_ = 0;  // of those wanted; the store's thread
 
   mutable Mutex mu_;
   CondVar wake_;

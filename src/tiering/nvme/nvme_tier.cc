@@ -197,20 +197,17 @@ NvmeTier::Verified NvmeTier::Verify(const std::atomic<bool>* stop) {
 
 bool NvmeTier::Checkpoint(int64_t timeout_ns) {
   TERRACE_CHECK(impl_->options.threads);
-  // A checkpoint that had begun before may not hold everything: two ends after the call are needed.
-  std::vector<uint64_t> before;
-  for (const auto& store : impl_->stores) before.push_back(store->checkpoints());
+  std::vector<uint64_t> tickets;
+  for (const auto& store : impl_->stores) tickets.push_back(store->RequestCheckpoint());
   Mutex mu;
   CondVar tick;
   MutexLock lock(&mu);
-  Kick();
-  for (const auto& store : impl_->stores) store->RequestCheckpoint();
   constexpr int64_t kTickNs = 2'000'000;
   for (int64_t waited = 0;; waited += kTickNs) {
     bool is_done = true;
     for (size_t i = 0; i < impl_->stores.size(); ++i) {
       NvmeStore& store = *impl_->stores[i];
-      is_done = is_done && (store.state() != TierState::kOnline || store.checkpoints() > before[i]);
+      is_done = is_done && (store.state() != TierState::kOnline || store.checkpoint_ticket() >= tickets[i]);
     }
     if (is_done) break;
     if (waited >= timeout_ns) return false;

@@ -46,10 +46,12 @@ class NvmeWriter {
   void GiveUp();
   bool idle() const { return runs_ == 0 && tasks_.empty() && !cleaner_; }
 
-  void RequestCheckpoint(bool clean);
+  // ticket: what checkpoint_ticket() says once it was written in full, or more.
+  void RequestCheckpoint(bool clean, uint64_t ticket);
   void RequestStateWrite();
   bool wants_checkpoint(int64_t now_ns) const;
-  uint64_t checkpoints() const { return checkpoints_; }    // that were written in full
+  uint64_t checkpoints() const { return checkpoints_; }  // that were written in full
+  uint64_t checkpoint_ticket() const { return checkpoint_ticket_; }
   uint64_t state_writes() const { return state_writes_; }  // that were asked for alone, in full
 
  private:
@@ -59,6 +61,7 @@ class NvmeWriter {
     enum Kind : uint8_t { kOpen, kSeal, kCheckpoint, kState } kind;
     NvmeLog::Position segment;
     bool clean = false;
+    uint64_t ticket = 0;
     int step = 0;
   };
   // Takes a segment out of use: moves what was hit to the end of the log.
@@ -108,7 +111,7 @@ class NvmeWriter {
   uint32_t kept_pages_ = 0;
   NvmeLog::Position covered_;  // by the checkpoint that is being written: pages before it
   int64_t checkpoint_ns_ = 0;
-  uint64_t checkpoints_ = 0, state_writes_ = 0, written_at_checkpoint_ = 0;
+  uint64_t checkpoints_ = 0, checkpoint_ticket_ = 0, state_writes_ = 0, written_at_checkpoint_ = 0;
 };
 
 }  // namespace terrace::tiering

@@ -10,17 +10,23 @@
 
 namespace terrace::tiering {
 
-void NvmeWriter::RequestCheckpoint(bool clean) {
-  for (Task& task : tasks_) {
-    if (task.kind == Task::kCheckpoint && task.step == 0 && !control_busy_) {
-      task.clean = task.clean || clean;
-      return;
-    }
+void NvmeWriter::RequestCheckpoint(bool clean, uint64_t ticket) {
+  for (size_t i = 0; i < tasks_.size(); ++i) {
+    Task& task = tasks_[i];
+    const bool has_begun = i == 0 && (task.step > 0 || control_busy_);
+    if (task.kind != Task::kCheckpoint || has_begun) continue;
+    task.clean = task.clean || clean;
+    task.ticket = std::max(task.ticket, ticket);
+    return;
   }
-  tasks_.push_back({.kind = Task::kCheckpoint, .clean = clean});
+  tasks_.push_back({.kind = Task::kCheckpoint, .clean = clean, .ticket = ticket});
 }
 
-void NvmeWriter::RequestStateWrite() { tasks_.push_back({.kind = Task::kState}); }
+void NvmeWriter::RequestStateWrite() {
+  // One that has not begun will say all there is to say.
+  if (tasks_.size() > 1 && tasks_.back().kind == Task::kState) return;
+  tasks_.push_back({.kind = Task::kState});
+}
 
 bool NvmeWriter::wants_checkpoint(int64_t now_ns) const {
   if (is_stopped_ || volume_ == nullptr || now_ns - checkpoint_ns_ < disk_->options->checkpoint_ns) return false;
@@ -86,6 +92,7 @@ void NvmeWriter::FinishTask() {
     case Task::kSeal: disk_->ring.push_back(task.segment.segment); return;
     case Task::kCheckpoint:
       ++checkpoints_;
+      checkpoint_ticket_ = std::max(checkpoint_ticket_, task.ticket);
       checkpoint_ns_ = disk_->clock->NowNs();
       written_at_checkpoint_ = disk_->device_metrics->written_total.load(std::memory_order_relaxed);
       return;
