@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "api/client/terrace.h"
 #include "api/ctl/command.h"
+#include "api/ctl/replay.h"
 
 namespace terrace::ctl {
 namespace {
@@ -86,7 +87,9 @@ int Main(int argc, char** argv) {
   bench->add_option("--rounds", bench_options.rounds, "Repeats; the median is shown")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  for (CLI::App* command : {status, reasons, top, list, stat, flush, verify, doctor, bench}) command->fallthrough();
+  ReplayArguments replay_arguments;
+  CLI::App* replay = AddReplay(app, &replay_arguments);
+  for (CLI::App* command : {status, reasons, top, list, stat, flush, verify, doctor, bench, replay}) command->fallthrough();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
@@ -103,6 +106,7 @@ int Main(int argc, char** argv) {
   if (flush->parsed()) return RunFlush(settings, key_space, is_all, is_confirmed);
   if (verify->parsed()) return RunVerify(settings);
   if (doctor->parsed()) return RunDoctor(settings, python, nvme_places);
+  if (replay->parsed()) return RunReplay(settings, replay_arguments);
   return RunBench(settings, bench_options);
 }
 
