@@ -93,7 +93,9 @@ absl::StatusOr<double> FioPeer::Run(const FioJob& job) const {
   if (code != 0) return absl::InternalError(absl::StrCat("fio failed: ", TextOf(log_), TextOf(output_)));
   const bool reads = job.pattern.find("read") != std::string::npos;
   const double rate = NumberIn(TextOf(output_), reads ? "read" : "write", "bw_bytes");
-  if (rate <= 0) return absl::InternalError(absl::StrCat("fio's answer is not understood: ", TextOf(output_).substr(0, 200)));
+  if (rate <= 0) {
+    return absl::InternalError(absl::StrCat("fio's answer is not understood: ", TextOf(output_).substr(0, 200)));
+  }
   return rate;
 }
 
