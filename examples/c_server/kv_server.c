@@ -197,7 +197,8 @@ static int serve(const options* o, server* s) {
                                   .mode = TERRACE_MODE_PREFIX,
                                   .refs = refs,
                                   .reasons = reasons};
-  check(terrace_lookup(s->client, &question, 1, 0, 0), "lookup");
+  /* What lies on a disk is taken too: its loading starts now, and terrace_load waits for it. */
+  check(terrace_lookup(s->client, &question, 1, TERRACE_LOOKUP_MAY_WAIT, 0), "lookup");
   uint32_t n_loaded = 0, n_stored = 0;
   if (question.n_prefix > 0) {
     n_loaded = load(s->client, s->space, s->pages, refs, keys[0], s->ids, question.n_prefix);

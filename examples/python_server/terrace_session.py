@@ -99,7 +99,8 @@ class Session:
     def lookup(self, key_space, keys, lease=True, mode=kv.LOOKUP_MODE_PREFIX):
         """Which of these blocks are here? Returns kv.LookupResponse."""
         return self._stub.Lookup(kv.LookupRequest(
-            session_id=self.session_id, key_space_id=key_space, keys=keys, lease=lease, mode=mode),
+            session_id=self.session_id, key_space_id=key_space, keys=keys, lease=lease, mode=mode,
+            may_wait=lease),  # what lies on a disk is taken too: get() waits for it
             timeout=10)
 
     def release(self, lease_id):

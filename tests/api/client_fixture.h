@@ -96,7 +96,7 @@ class TestDaemon {
     steps_ = std::thread([this] {
       while (!stopping_.load()) {
         stack_->Step();
-        std::this_thread::sleep_for(std::chrono::milliseconds(5));  // as the daemon's own thread
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));  // tidy: sleep: as the daemon's thread
       }
     });
   }

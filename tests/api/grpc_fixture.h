@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -63,7 +64,7 @@ class GrpcTest : public ::testing::Test {
  protected:
   static constexpr uint64_t kBlockBytes = (2 << 20) + 12345;  // three chunks, the last one odd
 
-  GrpcTest() {
+  explicit GrpcTest(const std::function<void(tiering::TierStackOptions*)>& adjust = {}) {
     static const bool kPrepared = (PrepareGrpcProcess(), true);
     EXPECT_TRUE(kPrepared);
     tiering::TierStackOptions stack_options;
@@ -71,6 +72,7 @@ class GrpcTest : public ::testing::Test {
     stack_options.budget_bytes = 256 << 20;
     stack_options.prefault = false;
     stack_options.huge_pages = false;
+    if (adjust) adjust(&stack_options);
     auto stack = tiering::TierStack::Create(stack_options, Clock::Real(), &metrics_);
     EXPECT_TRUE(stack.ok()) << stack.status();
     stack_ = std::move(*stack);

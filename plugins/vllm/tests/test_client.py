@@ -226,3 +226,20 @@ def test_killed_daemon_ends_operations(library):
         operation.close()
         memory.pages.close()
         client.close()
+
+
+def test_hints_and_questions_that_may_wait(client):
+    space, memory = key_space(client), Memory(client, 2)
+    keys = keys_of("h", 2)
+    operation = client.store(space, None, keys, api.STORE_CHAIN, memory.pages, [0, 1],
+                             api.Retention(reuse_after_ms=1000, pin_ms=5000, priority=7))
+    assert operation.wait(5_000_000) and operation.reasons() == bytes(2)
+    operation.close()
+    client.hint(space, keys, api.Retention(done=True))
+    status, [answer] = client.lookup([(space, keys, api.MODE_PREFIX)], 5_000_000, may_wait=True,
+                                     recompute_ns_per_token=2**32 - 1)
+    assert status == api.OK
+    assert (answer.n_prefix, answer.n_here, answer.n_pending) == (2, 2, 0)
+    client.release(answer.lease)
+    with pytest.raises(api.TerraceError, match="priority"):
+        client.hint(space, keys, api.Retention(priority=8))

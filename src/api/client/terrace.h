@@ -84,7 +84,7 @@ typedef enum terrace_reason {
   TERRACE_REASON_DUPLICATE = 14,      /* store: already there, first writer won; nothing was written */
   TERRACE_REASON_BUDGET = 15,         /* store: no room and nothing may be evicted */
   TERRACE_REASON_BAD_CHECKSUM = 16,   /* store: the bytes did not match the client's checksum */
-  TERRACE_REASON_OVERLOAD = 17,       /* store: the queue is full; not stored */
+  TERRACE_REASON_OVERLOAD = 17,       /* store: the queue is full; lookup: too much is on its way already */
   TERRACE_REASON_CANCELLED = 18,      /* the client closed or the operation was dropped */
   TERRACE_REASON_RECOMPUTE = 19,      /* here, but loading it would take longer than computing it again */
   TERRACE_REASON_DEADLINE = 20,       /* on a lower tier, which did not deliver it in time */
