@@ -65,9 +65,14 @@ const std::vector<std::string>& EvictionPolicyNames();
 
 // InvalidArgument names the choices. max_blocks: largest BlockId + 1 there can ever be.
 // expected_blocks: how many there will be at a time, as far as known (sizes of ghost lists, queues);
-// a policy goes by what it holds where that is more or less.
+// a policy goes by what it holds where that is more or less. All but "lru" come with a guard: LRU decides
+// while they do worse (GuardedPolicy).
 absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeEvictionPolicy(absl::string_view name,
                                                                    uint64_t max_blocks,
                                                                    uint64_t expected_blocks);
+
+// The same without the guard: to compare policies.
+absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeBarePolicy(absl::string_view name, uint64_t max_blocks,
+                                                               uint64_t expected_blocks);
 
 }  // namespace terrace::tiering

@@ -5,6 +5,7 @@
 #include "tiering/policy/admission_policy.h"
 #include "tiering/policy/arc_policy.h"
 #include "tiering/policy/eviction_policy.h"
+#include "tiering/policy/guarded_policy.h"
 #include "tiering/policy/lru2_policy.h"
 #include "tiering/policy/lru_policy.h"
 #include "tiering/policy/s3fifo_policy.h"
@@ -20,6 +21,13 @@ const std::vector<std::string>& EvictionPolicyNames() {
 
 absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeEvictionPolicy(absl::string_view name, uint64_t max_blocks,
                                                                    uint64_t expected_blocks) {
+  auto policy = MakeBarePolicy(name, max_blocks, expected_blocks);
+  if (!policy.ok() || name == "lru") return policy;
+  return std::make_unique<GuardedPolicy>(*std::move(policy), max_blocks, expected_blocks);
+}
+
+absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeBarePolicy(absl::string_view name, uint64_t max_blocks,
+                                                               uint64_t expected_blocks) {
   if (name == "lru") return std::make_unique<LruPolicy>(max_blocks);
   if (name == "arc") return std::make_unique<ArcPolicy>(max_blocks, expected_blocks);
   if (name == "s3fifo") return std::make_unique<S3FifoPolicy>(max_blocks, expected_blocks);

@@ -42,7 +42,9 @@ absl::StatusOr<std::unique_ptr<Replayer>> Replayer::Create(const Trace& trace, c
   }
   // The largest BlockId depends on the index only: made once to ask it, the tables are not touched.
   const uint64_t max_blocks = PrefixIndex(options.capacity_blocks, kHashSeed).capacity();
-  ASSIGN_OR_RETURN(auto eviction, MakeEvictionPolicy(options.policy, max_blocks, options.capacity_blocks));
+  // Ours as the daemon has it; the others as they are known.
+  const auto make = options.policy == "terrace" ? &MakeEvictionPolicy : &MakeBarePolicy;
+  ASSIGN_OR_RETURN(auto eviction, make(options.policy, max_blocks, options.capacity_blocks));
   std::unique_ptr<AdmissionPolicy> admission;
   if (options.nvme_blocks > 0) {
     const uint64_t bytes = std::max<uint64_t>(options.blocks.bytes, 1);
