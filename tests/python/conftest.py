@@ -38,6 +38,11 @@ def daemon(start):
 
 
 @pytest.fixture
+def daemon_with_disk(start, room):
+    return start("--nvme-devices", f"{room}/disk=64MiB")
+
+
+@pytest.fixture
 def connect():
     """Connects clients that are closed when the test has ended."""
     clients = []

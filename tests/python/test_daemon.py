@@ -51,8 +51,8 @@ def test_pages(daemon):
     assert daemon.http("/nothing")[0] == 404
 
 
-def test_metrics_and_their_document_are_the_same(daemon):
-    status, text = daemon.http("/metrics")
+def test_metrics_and_their_document_are_the_same(daemon_with_disk):
+    status, text = daemon_with_disk.http("/metrics")
     assert status == 200
     families = exposition.parse(text)
     metrics, values = exposition.exported(families)

@@ -125,7 +125,7 @@ class KillPointTest : public ::testing::TestWithParam<const char*> {
       const auto info = stack->Stat(space, KeyOf(static_cast<uint64_t>(i) % kBlocks));
       if (info.has_value() && info->tier == "nvme") Load(stack.get(), session.get(), space, i % kBlocks);
       stack->Step();
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // poll
     }
   }
   static uint64_t Evicted(const MetricRegistry& metrics) {
@@ -147,7 +147,7 @@ class KillPointTest : public ::testing::TestWithParam<const char*> {
     for (int i = 0; i < 1000; ++i) {
       const auto info = stack->Stat(space, key);
       if (!info.has_value() || info->tier == "host") break;
-      std::this_thread::sleep_for(std::chrono::microseconds(100));
+      std::this_thread::sleep_for(std::chrono::microseconds(100));  // poll
     }
     if (!session->Release(answer->lease_id).ok()) _exit(9);
   }

@@ -22,4 +22,9 @@ const Clock* Clock::Real() {
   return &clock;
 }
 
+int64_t Clock::WallSeconds() {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
 }  // namespace terrace

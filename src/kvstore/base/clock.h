@@ -15,6 +15,8 @@ class Clock {
   virtual int64_t NowNs() const = 0;
 
   static const Clock* Real();  // lives for ever
+  // Unix time, for people and dashboards: nothing is decided by it.
+  static int64_t WallSeconds();
 };
 
 }  // namespace terrace

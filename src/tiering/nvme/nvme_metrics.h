@@ -42,7 +42,7 @@ class NvmeMetrics {
 
   Counter *in_bytes, *out_bytes;  // from host memory, to host memory
   Counter* scrub_bytes;
-  Gauge* scrub_last_completed;  // seconds of the daemon's clock; 0: not yet
+  Gauge* scrub_last_completed;  // Unix time; 0: not yet
 
  private:
   Counter* integrity_[4];

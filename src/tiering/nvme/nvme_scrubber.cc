@@ -82,7 +82,7 @@ void NvmeScrubber::Step(int64_t now_ns) {
   if (IsThrough(slow_)) {
     slow_.is_active = false;
     slow_.ratio = 1;
-    disk_->metrics->scrub_last_completed->Set(now_ns / 1'000'000'000);
+    disk_->metrics->scrub_last_completed->Set(Clock::WallSeconds());
   }
 }
 
