@@ -80,8 +80,9 @@ TEST_F(WarmDamageTest, EveryFlippedBitOfATableIsSeen) {
   Keep();
   Random random(1);
   for (uint64_t byte = 0; byte < kRecords + 2 * 16; ++byte) {
-    // The fields and records bit by bit, the room for the tenant's name byte by byte.
+    // The fields and records bit by bit; of the room for the tenant's name some.
     const bool is_name = byte >= 64 && byte < kRecords - 8;
+    if (is_name && byte % 13 != 0) continue;
     for (uint64_t i = 0; i < (is_name ? 1 : 8); ++i) {
       const uint64_t bit = is_name ? random.Below(8) : i;
       SCOPED_TRACE(absl::StrCat("byte ", byte, " bit ", bit));
