@@ -66,6 +66,7 @@ cat >"$run_dir/terraced.yaml" <<YAML
 run_dir: $run_dir/run
 host:
   budget: 1GiB
+  memory_dir: ""  # nothing is left behind; by default blocks outlive the daemon
 http:
   listen: 127.0.0.1:0
 YAML

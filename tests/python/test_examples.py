@@ -33,7 +33,7 @@ class Terraced:
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [BIN / "terraced", "--run-dir", self.run_dir, "--host-budget", "512MiB",
-                 "--http-listen", "127.0.0.1:0", *arguments],
+                 "--http-listen", "127.0.0.1:0", "--host-memory-dir", "", *arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + 30
         while "event=ready" not in self.log.read_text():
