@@ -58,6 +58,7 @@ TEST(NvmeFormatGoldenTest, BytesAreThoseOfTheFormat) {
   state.written_bytes = 1'000'000;
   state.budget_bytes = -5;
   state.clean = true;
+  state.blocks = 1234;
   state.tombstones = {{.space_tag = 0xaabbccdd, .all_spaces = 0, .sequence = 0x200000004, .page = 17}};
   std::vector<std::byte> room(kNvmeStateBytes);
   Dump(now, "state", std::span(room).first(EncodeState(state, room)));

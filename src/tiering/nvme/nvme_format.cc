@@ -100,6 +100,7 @@ uint64_t EncodeState(const NvmeState& state, std::span<std::byte> out) {
   header.epoch = state.epoch;
   header.written_bytes = state.written_bytes;
   header.budget_bytes = state.budget_bytes;
+  header.blocks = state.blocks;
   header.n_tombstones = static_cast<uint32_t>(state.tombstones.size());
   const uint64_t used = sizeof(header) + state.tombstones.size() * sizeof(NvmeTombstone);
   const uint64_t bytes = RoundUp(used, kNvmePage);
@@ -131,6 +132,7 @@ std::optional<NvmeState> DecodeState(std::span<const std::byte> in, const NvmeDe
   state.written_bytes = header.written_bytes;
   state.budget_bytes = header.budget_bytes;
   state.clean = header.clean != 0;
+  state.blocks = header.blocks;
   state.tombstones.resize(header.n_tombstones);
   if (header.n_tombstones > 0) {
     std::memcpy(state.tombstones.data(), in.data() + sizeof(header), used - sizeof(header));

@@ -82,7 +82,7 @@ struct NvmeStateHeader {
   uint64_t written_bytes;    // ever
   int64_t budget_bytes;      // left of the endurance budget
   uint32_t n_tombstones;
-  uint32_t reserved;
+  uint32_t blocks;           // about how many there were; 0: not known. To make room before recovery
   uint64_t checksum;         // over header (this field 0) and tombstones
 };
 static_assert(sizeof(NvmeStateHeader) == 72);
@@ -94,6 +94,7 @@ struct NvmeState {
   uint64_t serial = 0, epoch = 0, written_bytes = 0;
   int64_t budget_bytes = 0;
   bool clean = false;
+  uint32_t blocks = 0;
   std::vector<NvmeTombstone> tombstones;
 };
 

@@ -116,6 +116,13 @@ uint32_t NvmeIndex::Reserve(uint32_t segment) {
   return segment << entry_bits_ | i;
 }
 
+void NvmeIndex::Expect(uint64_t blocks) {
+  for (const auto& shard : shards_) {
+    MutexLock lock(&shard->mu);
+    shard->set.reserve(blocks >> kShardBits);
+  }
+}
+
 bool NvmeIndex::Publish(uint32_t id, const NvmeEntry& data, uint32_t replaces,
                         absl::FunctionRef<bool()> allowed) {
   Entry& entry = EntryOf(id);

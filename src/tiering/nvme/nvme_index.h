@@ -67,6 +67,8 @@ class NvmeIndex {
   // Makes it visible. Of two entries for one fingerprint that of the later sequence (or place) stays.
   // replaces: only if that entry is the present one. allowed is asked under the shard's lock.
   bool Publish(uint32_t id, const NvmeEntry& entry, uint32_t replaces, absl::FunctionRef<bool()> allowed);
+  // So many blocks are about to come: makes room at once instead of step by step.
+  void Expect(uint64_t blocks);
   // Empty from now on, in a new use. REQUIRES: nothing reserved there is still to be published.
   void ResetSegment(uint32_t segment, uint64_t sequence);
   // Takes out all that is visible in a segment; it stays in its use.

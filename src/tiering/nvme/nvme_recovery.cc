@@ -195,6 +195,8 @@ void NvmeRecovery::Adopt(const NvmeSuperblock& super, const NvmeGeometry& geomet
   }
   volume_ = volumes_->back().get();
   volume_->tombstones.Set(state.tombstones);
+  const uint64_t most = static_cast<uint64_t>(geometry.segments) * geometry.max_entries;
+  volume_->index.Expect(std::min<uint64_t>(state.blocks, most));
   ++state.epoch;
   ++state.serial;
   state.clean = false;

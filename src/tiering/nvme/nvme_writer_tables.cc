@@ -86,8 +86,7 @@ void NvmeWriter::FinishTask() {
     case Task::kOpen:
       disk_->log.SetPrepared(task.segment.segment, task.segment.sequence);
       is_preparing_ = false;
-      // So that a crash forgets at most a segment's worth of what was spent.
-      if (disk_->write_budget.limited()) RequestStateWrite();
+      RequestStateWrite();  // a crash forgets at most a segment's worth of what was spent
       return;
     case Task::kSeal: disk_->ring.push_back(task.segment.segment); return;
     case Task::kCheckpoint:
@@ -156,6 +155,7 @@ bool NvmeWriter::WriteState(bool clean) {
   NvmeState& state = disk_->state;
   ++state.serial;
   state.clean = clean;
+  state.blocks = static_cast<uint32_t>(volume_->index.blocks());
   state.budget_bytes = disk_->write_budget.Level(disk_->clock->NowNs());
   state.written_bytes = disk_->written_before + disk_->device_metrics->written_total.load();
   state.tombstones = volume_->tombstones.Prune(oldest);
