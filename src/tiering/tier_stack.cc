@@ -126,14 +126,21 @@ absl::Status TierStackOptions::Validate() const {
 MemoryPlan MemoryPlan::For(const TierStackOptions& options) {
   MemoryPlan plan;
   uint64_t for_blocks = options.budget_bytes - options.process_bytes;
-  // Disks: their buffers, and their index as if blocks were small (64 KiB, 32 bytes each), but no more than
-  // a sixteenth.
+  // Disks: their buffers, and their index as if blocks were small (48 KiB, 32 bytes each), but no more than
+  // a sixteenth. Smaller ones than that fill the index before the disk.
+  bool is_whole_device = false;  // of a size that is not known yet
   uint64_t disk_bytes = 0;
-  for (const BlockDeviceOptions& device : options.nvme.devices) disk_bytes += device.bytes;
-  const uint64_t io_bytes = options.nvme.devices.size() * (options.nvme.io_memory_bytes + kDeviceBytes);
-  plan.device_bytes = io_bytes;
-  const uint64_t disk_index = std::min(disk_bytes / 2048, for_blocks / 16);
-  for_blocks -= std::min(for_blocks - 2 * kLeastArena, io_bytes + disk_index);
+  for (const BlockDeviceOptions& device : options.nvme.devices) {
+    disk_bytes += device.bytes;
+    is_whole_device |= device.bytes == 0;
+  }
+  if (!options.nvme.devices.empty()) {
+    const uint64_t io_bytes = options.nvme.devices.size() * (options.nvme.io_memory_bytes + kDeviceBytes);
+    const uint64_t most = for_blocks / 16;
+    const uint64_t index = is_whole_device ? most : std::min(std::max<uint64_t>(disk_bytes / 1536, 256 << 10), most);
+    plan.disk_bytes = std::min(io_bytes + index, for_blocks - 2 * kLeastArena);
+    for_blocks -= plan.disk_bytes;
+  }
   // A share for staging, and 3 % for the tables of frames (they depend on the block size); what those need
   // beyond it comes out of segments nobody uses yet.
   plan.staging_bytes = StagingShare::BytesFor(for_blocks);
@@ -170,14 +177,15 @@ TierStack::Impl::Impl(const TierStackOptions& stack_options, const MemoryPlan& m
       clock(the_clock),
       memory_dir(std::move(dir)),
       budget(stack_options.budget_bytes),
+      disk_budget(plan.disk_bytes),
       staging(plan.staging_bytes, &budget),
       key_spaces(stack_options.max_key_spaces),
       // 4 bytes a pin: at most a thousandth of the arena, or 8 MiB.
       max_pins(std::clamp<uint64_t>(plan.index_capacity, 1 << 21, 1 << 29)),
       lease_secret(Random64()),
-      // The disks' buffers are kept free: memory that is taken over must not use them up.
+      // The disks' share is theirs alone: neither memory that is taken over nor tables of frames eat it up.
       tier((RegisterMetrics(metrics),
-            TERRACE_CHECK(budget.TryCharge(plan.static_bytes + plan.staging_bytes + plan.device_bytes)),
+            TERRACE_CHECK(budget.TryCharge(plan.static_bytes + plan.staging_bytes + plan.disk_bytes)),
             HostTier::Options{.segment_bytes = SegmentBytes(plan.arena_bytes),
                               .arena_bytes = plan.arena_bytes,
                               .prefault = options.prefault,
@@ -206,13 +214,12 @@ TierStack::Impl::Impl(const TierStackOptions& stack_options, const MemoryPlan& m
       load_copies(options.threads ? CopyThreads(0) : 0, kLoadQueueDepth) {}
 
 absl::Status TierStack::Impl::AddLowerTiers(MetricRegistry* metrics) {
-  budget.Release(plan.device_bytes);  // NvmeTier charges what it really takes
   if (!options.nvme.devices.empty()) {
     NvmeOptions nvme_options = options.nvme;
     nvme_options.threads = options.threads;
     ASSIGN_OR_RETURN(nvme, NvmeTier::Create(nvme_options,
                                             options.device_factory ? options.device_factory : OpenBlockDevice,
-                                            clock, &budget, metrics, &load_copies));
+                                            clock, &disk_budget, metrics, &load_copies));
   }
   // There without lower tiers, too: Locate answers what is here and why the rest is not.
   promoter = std::make_unique<Promoter>(&tier, &catalog, nvme.get(), clock, &rates,

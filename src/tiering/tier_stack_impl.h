@@ -41,7 +41,7 @@ struct TenantCounters {
 struct MemoryPlan {
   uint64_t arena_bytes = 0;     // segments of the host tier
   uint64_t staging_bytes = 0;   // share that is kept for clients' staging memory
-  uint64_t device_bytes = 0;    // buffers of disks
+  uint64_t disk_bytes = 0;      // buffers of disks and their index
   uint64_t static_bytes = 0;    // the process and the tables that do not depend on the load
   uint64_t index_capacity = 0;  // blocks
   static MemoryPlan For(const TierStackOptions& options);
@@ -90,6 +90,7 @@ class TierStack::Impl {
   const Clock* const clock;
   const std::unique_ptr<HostMemoryDir> memory_dir;  // null: anonymous memory
   MemoryBudget budget;
+  MemoryBudget disk_budget;  // the disks' share, charged to budget as a whole
   StagingShare staging;
   kv::KeySpaceTable key_spaces;
   std::vector<TenantCounters> tenants;
