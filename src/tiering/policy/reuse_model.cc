@@ -17,9 +17,16 @@ constexpr float kPriorRests = 32;
 // Ages are alike, and so is what is known of them: a span counts its neighbours, the nearest most.
 constexpr uint32_t kNeighbours = 4;
 
-double Width(uint32_t span) {
-  if (span == 0) return 1u << kFirstBit;
-  return (1u << kFirstBit) * (std::exp2(span / 2.0) - std::exp2((span - 1) / 2.0));
+// Ticks of each span.
+const std::vector<double>& Widths() {
+  static const std::vector<double> widths = [] {
+    std::vector<double> ticks = {1u << kFirstBit};
+    for (uint32_t span = 1; span < ReuseModel::kSpans; ++span) {
+      ticks.push_back((1u << kFirstBit) * (std::exp2(span / 2.0) - std::exp2((span - 1) / 2.0)));
+    }
+    return ticks;
+  }();
+  return widths;
 }
 
 float Smooth(const float* counts, uint32_t span) {
@@ -99,16 +106,17 @@ void ReuseModel::Refresh() {
 }
 
 void ReuseModel::FillWorth(uint32_t kind) {
+  const std::vector<double>& widths = Widths();
   const float* chance = &chance_[kind * kSpans];
   for (uint32_t from = 0; from < kSpans; ++from) {
     double left = 1, uses = 0, time = 0, best = 0;
     for (uint32_t span = from; span < kSpans; ++span) {
       // On average half of the span it is in is over.
-      const double width = span == from ? Width(span) / 2 : Width(span);
+      const double width = span == from ? widths[span] / 2 : widths[span];
       uses += left * chance[span];
       time += left * (1 - chance[span] / 2) * width;
       left *= 1 - chance[span];
-      best = std::max(best, uses / time);
+      if (uses > best * time) best = uses / time;
     }
     worth_[kind * kSpans + from] = static_cast<float>(best);
   }

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 
 #include "tiering/policy/block_kind.h"
 
@@ -28,7 +27,8 @@ TerracePolicy::TerracePolicy(uint64_t max_blocks, uint64_t expected_blocks)
       model_(BlockKind::Groups(), BlockKind::kGroups),
       uses_until_refresh_(kRefreshUses / 4),
       uses_until_fade_(history_.capacity() / 2) {
-  best_.reserve(kBest + 1);
+  best_.reserve(2 * kBest);
+  before_.reserve(2 * kBest);
 }
 
 void TerracePolicy::Advance(uint32_t now) {
@@ -146,8 +146,8 @@ void TerracePolicy::OnErase(BlockId id, bool /*evicted*/) {
   if (!parent.is_known || parent.children == 0) return;
   if (--parent.children == 0) {
     AddLeaf(parent_id);
-    // It is most likely worth as little as what went.
-    Consider(parent_id, block.start + 0);
+    // It is most likely worth as little as what went: rated when a victim is asked for.
+    if (best_.size() < 2 * kBest) best_.push_back({.block = parent_id});
   }
 }
 
@@ -195,7 +195,8 @@ void TerracePolicy::Unpark(BlockId id) {
 TerracePolicy::Candidate TerracePolicy::Rate(BlockId id, uint32_t now) const {
   const Block& block = blocks_[id];
   const uint32_t age = now - block.start;
-  return {id, std::ldexp(model_.Worth(block.kind, age), block.priority), age, block.order};
+  const float factor = static_cast<float>(1u << block.priority);
+  return {id, model_.Worth(block.kind, age) * factor, block.order};
 }
 
 bool TerracePolicy::Worse(const Candidate& a, const Candidate& b) {
@@ -203,14 +204,14 @@ bool TerracePolicy::Worse(const Candidate& a, const Candidate& b) {
   return static_cast<int32_t>(a.order - b.order) < 0;
 }
 
+// Keeps the kBest worst ones in best_, the worst first.
 void TerracePolicy::Consider(BlockId id, uint32_t now) {
+  const Candidate candidate = Rate(id, now);
+  if (best_.size() >= kBest && !Worse(candidate, best_.back())) return;
   for (const Candidate& known : best_) {
     if (known.block == id) return;
   }
-  const Candidate candidate = Rate(id, now);
-  const auto at = std::upper_bound(best_.begin(), best_.end(), candidate, Worse);
-  if (at == best_.end() && best_.size() >= kBest) return;
-  best_.insert(at, candidate);
+  best_.insert(std::upper_bound(best_.begin(), best_.end(), candidate, Worse), candidate);
   if (best_.size() > kBest) best_.pop_back();
 }
 
@@ -229,10 +230,9 @@ BlockId TerracePolicy::Victim(absl::FunctionRef<bool(BlockId)> allowed, int64_t 
   bool is_last_round = false;
   while (looks < kMaxLooks) {
     // What was seen before is rated anew: it may have been used, or have aged.
-    std::vector<Candidate> before;
-    before.swap(best_);
-    best_.reserve(kBest + 1);
-    for (const Candidate& candidate : before) {
+    before_.swap(best_);
+    best_.clear();
+    for (const Candidate& candidate : before_) {
       const Block& block = blocks_[candidate.block];
       if (block.is_known && block.leaf != 0 && !block.is_parked) Consider(candidate.block, now);
     }
@@ -241,8 +241,8 @@ BlockId TerracePolicy::Victim(absl::FunctionRef<bool(BlockId)> allowed, int64_t 
     } else {
       for (int n = 0; n < kFresh; ++n) Consider(leaves_[NextRandom() % leaves_.size()], now);
     }
-    const std::vector<Candidate> order = best_;
-    for (const Candidate& candidate : order) {
+    before_ = best_;
+    for (const Candidate& candidate : before_) {
       ++looks;
       if (allowed(candidate.block)) return candidate.block;
       Park(candidate.block);

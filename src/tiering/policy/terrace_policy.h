@@ -35,9 +35,9 @@ class TerracePolicy final : public EvictionPolicy {
   Stats GetStats() const override;
 
  private:
-  static constexpr int kFresh = 12;
-  static constexpr int kBest = 20;
-  static constexpr size_t kLookAtAll = 64;  // leaves
+  static constexpr int kFresh = 8;
+  static constexpr int kBest = 12;
+  static constexpr size_t kLookAtAll = 64;  // with so few leaves there is no chance in it
   struct Block {
     uint64_t fingerprint;
     uint32_t rest;         // place in history_
@@ -73,7 +73,7 @@ class TerracePolicy final : public EvictionPolicy {
   struct Candidate {
     BlockId block = kNoBlock;
     float worth = 0;
-    uint32_t age = 0, order = 0;
+    uint32_t order = 0;
   };
   Candidate Rate(BlockId block, uint32_t now) const;
   static bool Worse(const Candidate& a, const Candidate& b);
@@ -85,7 +85,8 @@ class TerracePolicy final : public EvictionPolicy {
   ReuseModel model_;
   std::vector<BlockId> leaves_;  // blocks without children that may be victims
   std::vector<BlockId> parked_;  // those that were not allowed a while ago
-  std::vector<Candidate> best_;  // worst first; may name blocks that are no leaves any more
+  std::vector<Candidate> best_;  // worst first, then unrated ones; some may be no leaves any more
+  std::vector<Candidate> before_;
   uint32_t order_ = 0;
   uint32_t aged_ = 0;            // ticks up to which rests were aged
   uint64_t uses_until_refresh_ = 0, uses_until_fade_ = 0;
