@@ -162,6 +162,8 @@ void NvmeIndex::DropSegment(uint32_t segment) {
 void NvmeIndex::ResetSegment(uint32_t segment, uint64_t sequence) {
   Segment& s = segments_[segment];
   DropSegment(segment);
+  // Whoever has just taken an entry out may still hold its shard: nobody looks at the entries after this.
+  for (const auto& shard : shards_) MutexLock lock(&shard->mu);
   uint64_t bytes = 0;
   for (uint32_t chunk = 0; chunk < s.chunks.size(); ++chunk) {
     if (s.chunks[chunk]) bytes += (chunk == 0 ? kFirstChunk : kFirstChunk << (chunk - 1)) * kChargedPerEntry;
