@@ -135,6 +135,22 @@ TEST_F(NvmeFaultTest, HungReadIsAMissAtTheDeadlineAndTheTargetIsLeftAlone) {
   EXPECT_EQ(rig_.Readable(0, 50, kMiddle), 50u);
 }
 
+TEST_F(NvmeFaultTest, LoadOvertakenByTheRingIsAMissAndNoFault) {
+  ASSERT_EQ(rig_.StoreMany(0, 20, kMiddle), 20);
+  const int rule = rig_.faults->Add({.kind = FaultKind::kHang, .op = IoOp::kRead, .limit = 1});
+  std::vector<std::byte> target(kMiddle);
+  std::optional<Reason> reason;
+  rig_.tier->Read(BlockOf(1, kMiddle), target, [&](NvmeTier::ReadResult r) { reason = r.reason; });
+  rig_.Round();
+  ASSERT_EQ(rig_.faults->Fired(rule), 1u);
+  rig_.StoreMany(1000, rig_.Device().capacity_bytes / kMiddle, kMiddle);  // its segment is used again
+  ASSERT_EQ(reason, std::nullopt) << "still within the deadline";
+  rig_.faults->ReleaseHung();
+  rig_.RunNs(10'000'000);
+  EXPECT_EQ(reason, std::optional(Reason::kEvicted));
+  EXPECT_EQ(rig_.AllFailures(), 0);
+}
+
 TEST_F(NvmeFaultTest, HungWriteMakesItOfflineAndComesBack) {
   ASSERT_EQ(rig_.StoreMany(0, 50, kMiddle), 50);
   rig_.faults->Add({.kind = FaultKind::kHang, .op = IoOp::kWrite, .limit = 1});

@@ -51,7 +51,8 @@ TEST_F(NvmeRecoveryTest, CleanEndWritesWhatStillStandsInBuffers) {
 
 TEST_F(NvmeRecoveryTest, KilledProcessKeepsWhatWasVisible) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
-    NvmeRig rig(seed);
+    NvmeRig rig(seed, {.jitter_ns = 2'000'000, .seed = seed});
+    if (seed % 2 == 0) rig.options.checkpoint_ns = 500'000;  // while appends are under way
     rig.Open();
     Random random(seed);
     const uint64_t n = 200 + random.Below(3000);
