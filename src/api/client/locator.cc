@@ -68,7 +68,7 @@ void Locator::TakeNew() {
       jobs_.push_back(std::move(job));
       continue;
     }
-    End(&job, Reason::kUnavailable);
+    End(&job, stopping_ ? Reason::kCancelled : Reason::kUnavailable);
     std::lock_guard lock(mu_);
     --unfinished_;
   }
