@@ -118,6 +118,25 @@ TEST_F(NvmeRecoveryTest, PowerLossKeepsWhatACheckpointPromised) {
   }
 }
 
+TEST_F(NvmeRecoveryTest, CheckpointDoesNotCoverWhatIsStillOnItsWay) {
+  rig_.options.checkpoint_ns = 100'000'000;
+  rig_.Open();
+  ASSERT_EQ(rig_.StoreMany(0, 10, kMiddle), 10);
+  const int rule = rig_.faults->Add(
+      {.kind = FaultKind::kHang, .op = tiering::IoOp::kWrite, .offset_begin = geometry().data_offset, .limit = 1});
+  ASSERT_EQ(rig_.Append(100, kMiddle, [](bool) {}), NvmeTier::Append::kAccepted);
+  rig_.RunNs(60'000'000);
+  ASSERT_EQ(rig_.faults->Fired(rule), 1u);
+  ASSERT_EQ(rig_.StoreMany(200, 20, kMiddle), 20);  // and checkpoints meanwhile
+  rig_.faults->ReleaseHung();
+  rig_.RunNs(10'000'000);
+  ASSERT_TRUE(rig_.Has(100, kMiddle));
+  rig_.Kill();
+  rig_.Open();
+  EXPECT_EQ(rig_.Load(100, kMiddle), Reason::kNone);
+  EXPECT_EQ(rig_.Readable(200, 20, kMiddle), 20u);
+}
+
 TEST_F(NvmeRecoveryTest, BlocksAreFoundWhileTheRestIsStillRead) {
   rig_.Open();
   ASSERT_EQ(rig_.StoreMany(0, 800, kMiddle), 800);
