@@ -5,7 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <map>
+#include <iostream>
 #include <string>
 
 #include "tiering/replay/belady.h"
@@ -113,6 +113,8 @@ TEST(ReplayGeneratedTest, TheDefaultIsNearTheBestEverywhere) {
       double best = 0;
       for (const char* other : {"lru", "arc", "s3fifo", "lru2"}) best = std::max(best, HitPercent(trace, other, size));
       const double ours = HitPercent(trace, "terrace", size);
+      std::cout << workload.name << " " << size << ": lru " << HitPercent(trace, "lru", size) << ", best of others "
+                << best << ", terrace " << ours << "\n";
       EXPECT_GE(ours, best - 1.5) << workload.name << " " << size;
       EXPECT_LE(ours, 100 * ReplayBelady(trace, {}, size).block_hit_rate()) << workload.name << " " << size;
       sum += ours - best;

@@ -70,7 +70,8 @@ absl::Status WriteReplayPlot(const std::string& path, const std::string& title,
                     std::ceil(top * 20) / 20};
   std::string svg = absl::StrFormat(
       "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 %g %g' font-family='sans-serif' font-size='12'>\n"
-      "<rect width='100%%' height='100%%' fill='white'/>\n<text x='%g' y='24' font-size='15'>Token hit rate: %s</text>\n",
+      "<rect width='100%%' height='100%%' fill='white'/>\n"
+      "<text x='%g' y='24' font-size='15'>Token hit rate: %s</text>\n",
       kWidth, kHeight, kLeft, Escaped(title));
   svg += Axes(scale, capacities);
   for (size_t i = 0; i < policies.size(); ++i) {

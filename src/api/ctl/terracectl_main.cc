@@ -89,7 +89,9 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   ReplayArguments replay_arguments;
   CLI::App* replay = AddReplay(app, &replay_arguments);
-  for (CLI::App* command : {status, reasons, top, list, stat, flush, verify, doctor, bench, replay}) command->fallthrough();
+  for (CLI::App* command : {status, reasons, top, list, stat, flush, verify, doctor, bench, replay}) {
+    command->fallthrough();
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

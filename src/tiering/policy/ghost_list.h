@@ -24,7 +24,8 @@ class GhostList {
  private:
   static constexpr uint32_t kNone = ~0u;
   uint32_t Home(uint64_t fingerprint) const {
-    return static_cast<uint32_t>((fingerprint * 0x9E3779B97F4A7C15ull) >> 32) & (static_cast<uint32_t>(table_.size()) - 1);
+    return static_cast<uint32_t>((fingerprint * 0x9E3779B97F4A7C15ull) >> 32) &
+           (static_cast<uint32_t>(table_.size()) - 1);
   }
   uint32_t Find(uint64_t fingerprint) const;  // slot of the table
   void Empty(uint32_t slot);

@@ -9,7 +9,8 @@
 
 namespace terrace::tiering {
 
-// The small queue has a tenth of what is held, the memory as many as the main queue.
+// The small queue has a tenth of what is held. The memory has four times as many as the main queue (the paper
+// has one): rests between uses are long here, and it gains up to five points by it.
 class S3FifoPolicy final : public QueuePolicy {
  public:
   S3FifoPolicy(uint64_t max_blocks, uint64_t expected_blocks)
@@ -29,7 +30,7 @@ class S3FifoPolicy final : public QueuePolicy {
     uint64_t fingerprint;
     uint8_t frequency;  // up to 3
   };
-  // Out of the small queue what was used, round the main queue what was, up to n blocks.
+  // Moves what was used out of the small queue and round the main one, up to a number of blocks.
   BlockId FindIn(uint32_t list, absl::FunctionRef<bool(BlockId)> allowed);
 
   GhostList ghosts_;
