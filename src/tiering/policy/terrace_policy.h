@@ -16,7 +16,7 @@ namespace terrace::tiering {
 
 // Blocks are told apart by how they came to be used: new or used again, after what rest, in which turn of
 // a conversation, behind a prefix that others continue, too, or not, with what hint.
-// Threads: one at a time. Limits: 56 bytes a block and 24 for each of four times as many that left.
+// Threads: one at a time. Limits: 44 bytes a block and 24 for each of four times as many that left.
 // A victim is the worst of kFresh leaves taken at random and of the kBest worst seen before, so its cost
 // does not grow with the cache; with few leaves all are looked at.
 class TerracePolicy final : public EvictionPolicy {
