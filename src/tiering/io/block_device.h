@@ -54,6 +54,9 @@ class BlockDevice {
   // Hands what was submitted to the kernel, then waits up to wait_ns (0: not at all) for the first
   // result or a Wake. Returns how many results were written; may come back early with none.
   virtual size_t Poll(std::span<IoResult> results, int64_t wait_ns) = 0;
+  // False: the file was removed or replaced, or its file system unmounted, under its name; what is written to
+  // it now is gone at the end. Looks at names only, never waits for the disk.
+  virtual bool IsInPlace() const { return true; }
   // Any thread, any number of times: a Poll that waits, or the next one, returns at once.
   virtual void Wake() = 0;
 };
@@ -64,10 +67,13 @@ struct BlockDeviceOptions {
   uint32_t depth = 64;
   enum class Backend { kAuto, kIoUring, kPosix } backend = Backend::kAuto;  // kAuto: io_uring where allowed
   bool direct = true;  // O_DIRECT; where the file system has none it goes without and says so once
+  // Asked with the first MiB (or less) of an existing file that is not empty, before anything of it is
+  // changed. False: it is somebody else's and stays as it is. None: any file will do.
+  std::function<bool(std::span<const std::byte> head)> is_ours;
 };
 
 // Opens and locks it (one daemon a file; the error names the holder's pid), makes a file as large as
-// bytes with all its space reserved. An existing file of another size is extended or cut to bytes.
+// bytes with all its space reserved. An existing file of ours of another size is extended or cut to bytes.
 // ResourceExhausted: no space. FailedPrecondition: locked, or not a file or device of ours to use.
 // Unavailable: it cannot be opened now (missing directory, read-only, I/O error).
 absl::StatusOr<std::unique_ptr<BlockDevice>> OpenBlockDevice(const BlockDeviceOptions& options);

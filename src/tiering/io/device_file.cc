@@ -21,6 +21,7 @@
 #include <functional>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -33,6 +34,9 @@ namespace {
 // What a killed daemon still has in flight keeps its descriptor, and with it the lock, for a moment.
 constexpr int kDeadHolderTries = 200;
 constexpr long kDeadHolderPauseNs = 5'000'000;
+
+constexpr char kNotOurs[] =
+    "holds something that is not Terrace's; to let it be used, remove it or overwrite its first MiB with zeros";
 
 absl::Status Failed(const std::string& path, const char* what, int error) {
   const std::string text = absl::StrCat(path, ": ", what, ": ", std::strerror(error));
@@ -140,12 +144,34 @@ absl::Status Reserve(int fd, const std::string& path, uint64_t bytes) {
   return Failed(path, absl::StrCat("reserving ", bytes, " bytes").c_str(), error);
 }
 
+// Reads what decides whose file this is. Short where the file is.
+absl::StatusOr<std::vector<std::byte>> ReadHead(int fd, const std::string& path) {
+  constexpr size_t kHeadBytes = 1 << 20;
+  std::vector<std::byte> head(kHeadBytes);
+  size_t has = 0;
+  while (has < kHeadBytes) {
+    const ssize_t n = pread(fd, head.data() + has, kHeadBytes - has, static_cast<off_t>(has));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return Failed(path, "read", errno);
+    if (n == 0) break;
+    has += static_cast<size_t>(n);
+  }
+  head.resize(has);
+  return head;
+}
+
 absl::Status PrepareFile(int fd, const BlockDeviceOptions& options, const struct stat& info, bool is_new) {
   const std::string& path = options.path;
   if (options.bytes == 0) return absl::InvalidArgumentError(absl::StrCat(path, ": a file needs a size"));
   if (info.st_uid != geteuid() && geteuid() != 0) {
     return absl::FailedPreconditionError(
         absl::StrCat(path, " belongs to user ", info.st_uid, ", not to this daemon's (", geteuid(), ")"));
+  }
+  if (options.is_ours && info.st_size > 0) {
+    ASSIGN_OR_RETURN(const std::vector<std::byte> head, ReadHead(fd, path));
+    if (!options.is_ours(head)) {
+      return absl::FailedPreconditionError(absl::StrCat(path, ": ", kNotOurs));
+    }
   }
   // What engines computed is as private as the prompts it came from.
   if ((info.st_mode & 0777) != 0600 && fchmod(fd, 0600) != 0) return Failed(path, "chmod", errno);
@@ -196,6 +222,14 @@ DeviceFile::~DeviceFile() {
   if (fd_ < 0) return;
   flock(fd_, LOCK_UN);  // a ring may keep the file itself open for a moment longer
   close(fd_);
+}
+
+bool DeviceFile::IsInPlace() const {
+  struct stat open_file {}, named {};
+  if (fstat(fd_, &open_file) != 0) return true;  // nothing is known
+  if (stat(path_.c_str(), &named) != 0) return errno != ENOENT && errno != ENOTDIR;
+  if (S_ISBLK(open_file.st_mode)) return open_file.st_rdev == named.st_rdev;
+  return open_file.st_dev == named.st_dev && open_file.st_ino == named.st_ino;
 }
 
 absl::StatusOr<DeviceFile> DeviceFile::Open(const BlockDeviceOptions& options) {

@@ -22,6 +22,8 @@ class DeviceFile {
   DeviceFile& operator=(DeviceFile&& other) noexcept;
   ~DeviceFile();
 
+  // Whether its path still leads to it.
+  bool IsInPlace() const;
   int fd() const { return fd_; }
   uint64_t bytes() const { return bytes_; }
   const std::string& path() const { return path_; }

@@ -29,6 +29,7 @@ class PosixDevice final : public BlockDevice {
   void RegisterBuffers(std::span<std::byte> /*memory*/) override {}  // of no use here
   bool Submit(const IoRequest& request) override;
   size_t Poll(std::span<IoResult> results, int64_t wait_ns) override;
+  bool IsInPlace() const override { return file_.IsInPlace(); }
   void Wake() override;
 
  private:

@@ -46,6 +46,7 @@ class UringDevice final : public BlockDevice {
   void RegisterBuffers(std::span<std::byte> memory) override;
   bool Submit(const IoRequest& request) override;
   size_t Poll(std::span<IoResult> results, int64_t wait_ns) override;
+  bool IsInPlace() const override { return file_.IsInPlace(); }
   void Wake() override;
 
  private:

@@ -98,6 +98,7 @@ class NvmeStore {
   bool is_probing_ = false;      // a probe's request is on its way
   bool must_reopen_ = false;
   int64_t next_try_ns_ = 0;
+  int64_t next_look_ns_ = 0;     // at whether the file is where it was
   uint64_t probe_states_ = 0;    // state writes before the write probe
 
   // Requests.

@@ -1,11 +1,13 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
 // NvmeStore's health: how its device is opened, given up, and tried again.
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/log.h"
+#include "tiering/nvme/nvme_format.h"
 #include "tiering/nvme/nvme_store.h"
 
 namespace terrace::tiering {
@@ -21,6 +23,17 @@ const char* NameOf(TierState state) {
     case TierState::kOffline: return "offline";
   }
   return "";
+}
+
+// What recovery would format or take up, not refuse.
+bool IsOurs(std::span<const std::byte> head) {
+  for (const uint64_t at : {uint64_t{0}, kNvmeSuperCopy}) {
+    NvmeSuperblock super{};
+    if (head.size() < at + kNvmePage) continue;
+    const SuperVerdict verdict = DecodeSuperblock(head.subspan(at, kNvmePage), &super);
+    if (verdict != SuperVerdict::kBlank && verdict != SuperVerdict::kForeign) return true;
+  }
+  return std::all_of(head.begin(), head.end(), [](std::byte b) { return b == std::byte{0}; });
 }
 
 }  // namespace
@@ -43,7 +56,9 @@ void NvmeStore::SetState(TierState state, const std::string& detail) {
 
 void NvmeStore::Open(int64_t now_ns) {
   next_try_ns_ = now_ns + disk_.options->retry_ns;
-  auto device = (*factory_)(*disk_.device_options);
+  BlockDeviceOptions device_options = *disk_.device_options;
+  device_options.is_ours = IsOurs;
+  auto device = (*factory_)(device_options);
   if (!device.ok()) {
     SetState(TierState::kOffline, std::string(device.status().message()));
     return;
@@ -123,6 +138,14 @@ void NvmeStore::LookAtHealth(int64_t now_ns) {
     if (disk_.read_errors >= kMaxReadErrors) {
       GoOffline(now_ns, absl::StrCat("reads fail: ", std::strerror(disk_.read_error)));
       return;
+    }
+    if (now_ns >= next_look_ns_) {
+      next_look_ns_ = now_ns + disk_.options->retry_ns;
+      if (!device_->IsInPlace()) {
+        GoOffline(now_ns, "the file was removed, replaced or unmounted while it was in use");
+        must_reopen_ = true;
+        return;
+      }
     }
     if (is_recovered_ && disk_.write_error != 0) {
       is_probing_ = false;
