@@ -3,13 +3,12 @@
 daemons with such disks. What a test mounts or throttles is undone whatever happens to it.
 """
 
-import ctypes
 import fcntl
 import glob
 import json
 import os
+import random
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import time
 import pytest
 
 import faultlib
-from faultlib import BLOCK, REASONS, Checked, WrongBytes, eventually, key_of, payload_of
+from faultlib import Checked, eventually, key_of
 from terrace_vllm import client as tc
 from terrace_vllm.testing.daemon import find_binary
 
@@ -62,6 +61,9 @@ def sweep():
     for folder in glob.glob(os.path.join(tempfile.gettempdir(), PREFIX + "*")):
         owner = os.path.basename(folder)[len(PREFIX):].partition("-")[0]
         if owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+            group = os.path.join("/sys/fs/cgroup/blkio", os.path.basename(folder))
+            if os.path.isdir(group):
+                os.rmdir(group)
             _tear_down(folder)
 
 
@@ -257,8 +259,6 @@ def no_backlog(daemon):
 def loop(socket, seed, progress):
     """Like faultlib.loop, and waits for what lies on disk. progress: operations, served, connections."""
     def body():
-        import random
-
         rng = random.Random(seed)
         client = DiskClient(socket, name=f"disk-loop-{seed}")
         while True:

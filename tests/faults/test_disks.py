@@ -10,16 +10,15 @@ import os
 import random
 import signal
 import statistics
-import subprocess
 import threading
 import time
 
 import pytest
 
 import disklib
-from disklib import (DEADLINE, DUPLICATE, IO_ERROR, MIB, NONE, PENDING, TIER_OFFLINE, DiskClient, LoopDisk,
-                     device_of, is_state, metric)
-from faultlib import BLOCK, REASONS, eventually
+from disklib import (DEADLINE, IO_ERROR, MIB, NONE, PENDING, TIER_OFFLINE, DiskClient, LoopDisk, device_of,
+                     is_state, metric)
+from faultlib import REASONS, eventually
 from test_restart import recovered
 
 RETRY_S = 0.3
@@ -117,7 +116,7 @@ def healthy(daemon, client, numbers=range(50_000, 51_200)):
 
 
 def host_serves(client, numbers):
-    """Host hits, stores of new blocks, and how long a hit takes (median seconds)."""
+    """They are hits in host memory; returns how long one takes (median seconds)."""
     took = []
     for number in numbers[:50]:
         began = time.monotonic()
@@ -337,7 +336,7 @@ def test_file_system_unmounted_while_in_use(loaded):
 
 
 def host_is_untouched(client, above, new):
-    """Hits and stores beside a disk that does not answer, and reads of that disk under way meanwhile."""
+    """Hits and stores beside a disk that does not answer."""
     assert host_serves(client, above) < 0.05
     client.store_all(new)
     assert client.served(new) == len(new)
