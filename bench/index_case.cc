@@ -42,7 +42,7 @@ int IndexWorkerMain(uint64_t keys) {
   const double before = ResidentAnonymousBytes();
   kv::PrefixIndex index(keys, Mix(7));
   kv::ChainLinks links(index.capacity());
-  auto policy = tiering::MakeEvictionPolicy("lru", index.capacity(), keys);
+  auto policy = tiering::MakeEvictionPolicy("terrace", index.capacity(), keys);
   TERRACE_CHECK(policy.ok());
   kv::BlockId parent = kv::kNoBlock;
   uint64_t full = 0;

@@ -132,8 +132,8 @@ class Catalog {
   // present mix of block sizes. 0: it was never full.
   uint64_t full_at_bytes() const { return full_at_bytes_.load(std::memory_order_relaxed); }
 
-  // What index, links, class marks and policy spend on one block.
-  static constexpr uint64_t kBytesPerBlock = 40 + 5 + 8 + 1 + 20;
+  // What index, links, class marks and policy (the default one, with its history and guard) spend on a block.
+  static constexpr uint64_t kBytesPerBlock = 40 + 5 + 8 + 1 + 74;
 
  private:
   static constexpr size_t kMaxTouches = 1 << 16;

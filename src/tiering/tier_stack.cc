@@ -31,6 +31,7 @@ namespace {
 
 constexpr uint64_t kLeastArena = 2 << 20;  // enough to work at all: tests and simulators
 constexpr uint64_t kDeviceBytes = 2 << 20;  // of a disk beside its buffers: control pages, tables of its parts
+constexpr uint64_t kTypicalBlockBytes = 256 << 10;  // a guess, for how much policies remember
 constexpr double kPromotionShare = 0.25;  // of the arena: what may be on its way up at a time
 constexpr uint32_t kLoadQueueDepth = 4096;
 // How long the start waits for what the last process left, before the rest comes in beside serving.
@@ -149,7 +150,10 @@ MemoryPlan MemoryPlan::For(const TierStackOptions& options) {
   plan.index_capacity = plan.arena_bytes / kv::kFrameAlign;
   const uint64_t buckets = plan.index_capacity * 5;
   const uint64_t misses = std::clamp<uint64_t>(plan.index_capacity * 2, 1 << 12, 1 << 20) * 4;
-  plan.static_bytes = options.process_bytes + buckets + misses;
+  // What the policies remember of blocks, of both classes: 32 bytes for each of four times as many.
+  plan.expected_blocks = plan.arena_bytes / kTypicalBlockBytes;
+  const uint64_t remembered = std::min(plan.expected_blocks * 4, std::max<uint64_t>(1 << 20, plan.expected_blocks / 4));
+  plan.static_bytes = options.process_bytes + buckets + misses + remembered * 2 * 32;
   return plan;
 }
 
@@ -160,7 +164,7 @@ absl::StatusOr<std::unique_ptr<TierStack>> TierStack::Create(const TierStackOpti
   Catalog::Policies policies;
   for (auto& policy : policies) {
     ASSIGN_OR_RETURN(policy, MakeEvictionPolicy(options.eviction_policy, plan.index_capacity + (1 << 20),
-                                                plan.arena_bytes >> 20));
+                                                plan.expected_blocks));
   }
   ASSIGN_OR_RETURN(std::unique_ptr<HostMemoryDir> memory_dir, OpenMemoryDir(options, plan));
   auto impl = std::make_unique<Impl>(options, plan, std::move(memory_dir), std::move(policies), clock, metrics);
@@ -465,6 +469,17 @@ bool TierStack::CheckReported(const KeySpace& key_space, const BlockKey& key, ui
   return bad;
 }
 
+// Once for each change, and never for the first.
+void TierStack::Impl::SayWhoEvicts() {
+  const EvictionPolicy::Stats stats = catalog.GetClassStats(BlockClass::kKv).policy;
+  if (!evicting_policy.empty() && stats.name != evicting_policy) {
+    Log(LogLevel::kWarning, "eviction_policy_changed",
+        {{"from", evicting_policy}, {"to", stats.name}, {"fallbacks", stats.fallbacks},
+         {"why", stats.name == "lru" ? "it did worse than LRU on recent traffic" : "tried again"}});
+  }
+  evicting_policy = stats.name;
+}
+
 void TierStack::Step() {
   Impl& impl = *impl_;
   impl.catalog.Step();
@@ -473,6 +488,7 @@ void TierStack::Step() {
     if (impl.nvme != nullptr) impl.nvme->Step();
   }
   impl.promoter->Step();
+  impl.SayWhoEvicts();
   const int64_t now = impl.clock->NowNs();
   MutexLock lock(&impl.mu);
   for (auto& [id, session] : impl.sessions) session->ExpireLeases(now);

@@ -37,7 +37,7 @@ struct TierStackOptions {
   uint64_t process_bytes = 48ull << 20;  // of the budget: code, gRPC, stacks, small allocations
   bool prefault = true;           // fill the arena's page tables in the background
   bool huge_pages = true;         // use hugetlb pages for payloads as far as there are free ones
-  std::string eviction_policy = "lru";
+  std::string eviction_policy = "terrace";
   uint32_t store_threads = 0;     // 0: 1 on up to 4 cores, else 2
   uint32_t max_key_spaces = 4096;
   uint32_t max_leases_per_session = 65536;

@@ -44,6 +44,7 @@ struct MemoryPlan {
   uint64_t disk_bytes = 0;      // buffers of disks and their index
   uint64_t static_bytes = 0;    // the process and the tables that do not depend on the load
   uint64_t index_capacity = 0;  // blocks
+  uint64_t expected_blocks = 0;
   static MemoryPlan For(const TierStackOptions& options);
 };
 
@@ -72,6 +73,8 @@ class TierStack::Impl {
            options.max_leased_ratio * static_cast<double>(tier.capacity_bytes());
   }
   uint64_t NewLeaseId();
+  // Logs when the guard has changed who decides on evictions. The stepping thread only.
+  void SayWhoEvicts();
   // Leases cost memory here and count on frames: what all of them may name together is bounded, however
   // often a client asks for the same block. False: no room for so many more.
   bool TryChargePins(uint64_t pins);
@@ -125,6 +128,8 @@ class TierStack::Impl {
   std::unique_ptr<Promoter> promoter;
   std::unique_ptr<Demoter> demoter;          // null without lower tiers
   std::unique_ptr<LowerTierLookup> lower;    // null without lower tiers
+
+  std::string evicting_policy;  // the stepping thread's
 
   std::atomic<bool> stopping{false};
   std::atomic<uint64_t> recovered_blocks{0};

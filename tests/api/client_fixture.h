@@ -86,6 +86,7 @@ class TestDaemon {
     config_.stack.prefault = false;
     config_.stack.huge_pages = false;
     config_.stack.memory_dir = "";  // nothing outlives a test
+    config_.stack.eviction_policy = "lru";  // an order that tests can tell
     if (adjust) adjust(&config_.stack);
     auto stack = tiering::TierStack::Create(config_.stack, Clock::Real(), &metrics_);
     EXPECT_TRUE(stack.ok()) << stack.status();

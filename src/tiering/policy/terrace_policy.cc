@@ -15,7 +15,10 @@ constexpr uint32_t kAgeTicks = 32;  // 34 ms: half of the shortest span
 constexpr size_t kMaxLooks = 65536;
 
 uint64_t HistoryOf(uint64_t expected_blocks) {
-  return std::bit_ceil(std::clamp(expected_blocks * 4, kMinHistory, kMaxHistory));
+  // Four times what is held tells who comes back. In a very large cache a quarter does: what matters there is
+  // how long rests are, and for that a part of them is enough; all of them would cost 100 bytes a block.
+  const uint64_t wanted = std::min(expected_blocks * 4, std::max<uint64_t>(1 << 20, expected_blocks / 4));
+  return std::bit_ceil(std::clamp(wanted, kMinHistory, kMaxHistory));
 }
 uint8_t Saturate(uint32_t n) { return static_cast<uint8_t>(std::min<uint32_t>(n, 255)); }
 
