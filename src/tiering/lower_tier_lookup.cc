@@ -39,7 +39,7 @@ bool LowerTierLookup::WorthLoading(const KeySpace& key_space, uint64_t blocks,
 std::vector<LowerTierLookup::Found> LowerTierLookup::Find(const KeySpace& key_space,
                                                           std::span<const BlockKey> keys,
                                                           std::span<const kv::PrefixIndex::Found> host,
-                                                          const LookupOptions& options, bool may_start) const {
+                                                          const LookupOptions& options, Reason why_not) const {
   const bool prefix = options.mode == LookupMode::kPrefix;
   std::vector<Where> where(keys.size(), Where::kNowhere);
   uint64_t to_load = 0;
@@ -67,8 +67,8 @@ std::vector<LowerTierLookup::Found> LowerTierLookup::Find(const KeySpace& key_sp
         found.reason = Reason::kTierOffline;
         break;
       case Where::kHost:
-        if (!may_start) {
-          found.reason = Reason::kPending;
+        if (why_not != Reason::kNone) {
+          found.reason = why_not;
         } else if (!may_lease_(pending_bytes)) {
           found.reason = Reason::kLeaseLimit;
         } else if (const auto frame = catalog_->PinIfHere(key_space, keys[i])) {
@@ -78,8 +78,8 @@ std::vector<LowerTierLookup::Found> LowerTierLookup::Find(const KeySpace& key_sp
         break;
       case Where::kUnderWay:
       case Where::kNvme:
-        if (!options.may_wait || !may_start) {
-          found.reason = Reason::kPending;
+        if (why_not != Reason::kNone) {
+          found.reason = why_not;
         } else if (!worth) {
           found.reason = Reason::kRecompute;
         } else if (!may_lease_(pending_bytes + bytes)) {

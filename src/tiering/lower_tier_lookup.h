@@ -37,10 +37,10 @@ class LowerTierLookup {
     Reason reason = Reason::kNone;         // a miss that this class knows the reason of
   };
   // One entry a key; empty entries for those that host memory answered, and behind the first miss in
-  // prefix mode. may_start: a lease is there to hold what is started.
+  // prefix mode. why_not: kNone when loads may be started, else the reason of what lies below.
   std::vector<Found> Find(const kv::KeySpace& key_space, std::span<const kv::BlockKey> keys,
                           std::span<const kv::PrefixIndex::Found> host, const LookupOptions& options,
-                          bool may_start) const;
+                          Reason why_not) const;
 
  private:
   enum class Where : uint8_t { kNowhere, kHost, kUnderWay, kNvme, kOffline };

@@ -81,8 +81,11 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
       *key_space, keys, prefix, pin,
       [&impl, charged](uint64_t uncounted) { return charged && impl.MayLease(uncounted); }, found, &refused);
   std::vector<LowerTierLookup::Found> below;
-  if (impl.lower != nullptr && n_host < keys.size() && counted && !refused) {
-    below = impl.lower->Find(*key_space, keys, found, options, pin && charged);
+  if (impl.lower != nullptr && n_host < keys.size() && counted) {
+    const Reason why_not = refused || (pin && !charged)       ? Reason::kLeaseLimit
+                           : !pin || !options.may_wait ? Reason::kPending
+                                                       : Reason::kNone;
+    below = impl.lower->Find(*key_space, keys, found, options, why_not);
   }
 
   LookupAnswer answer;

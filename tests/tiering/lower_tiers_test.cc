@@ -293,6 +293,20 @@ TEST_F(LowerTiersTest, WhatIsComputedFasterThanLoadedIsAMiss) {
   EXPECT_TRUE(session_->Release(dear.lease_id).ok());
 }
 
+TEST_F(LowerTiersTest, BlocksOnDiskBeyondTheLeaseLimitAreSaidToBeHere) {
+  StoreChains(0, 400);
+  const LookupAnswer answer =
+      Lookup(session_.get(), 0, 400, {.mode = LookupMode::kAll, .may_wait = true});
+  EXPECT_LT(answer.n_here, 400u);
+  for (const BlockPlace& place : answer.places) {
+    EXPECT_TRUE(place.reason == Reason::kNone || place.reason == Reason::kPending ||
+                place.reason == Reason::kLeaseLimit || place.reason == Reason::kOverload)
+        << ReasonName(place.reason);
+  }
+  Step(200);
+  EXPECT_TRUE(session_->Release(answer.lease_id).ok());
+}
+
 TEST_F(LowerTiersTest, FlushTakesBothTiers) {
   StoreChains(0, 400);
   EXPECT_GE(stack_->Flush(space_), 400u);
