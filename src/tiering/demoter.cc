@@ -77,6 +77,8 @@ uint64_t Demoter::Wanted() const {
 }
 
 int Demoter::Round() {
+  allotted_.store(0, std::memory_order_relaxed);
+  wake_after_.store(tier_->capacity_bytes() / (4 * kLowShare), std::memory_order_relaxed);
   uint64_t wanted = Wanted();
   int begun = 0;
   int64_t stay_ns = 0;

@@ -39,8 +39,11 @@ class Demoter {
   // What the admission policy learns from.
   void OnStored(const kv::KeySpace& key_space, const kv::BlockKey& key);
   void OnNvmeHit(const kv::KeySpace& key_space, const kv::BlockKey& key);
-  // A store found nothing free: no waiting for the next look.
-  void Wake() { wake_.SignalOne(); }
+  // So many bytes of frames were allotted: looks at once when that is a good part of what is kept free.
+  void OnAllocated(uint64_t bytes) {
+    const uint64_t since = allotted_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+    if (since >= wake_after_.load(std::memory_order_relaxed)) wake_.SignalOne();
+  }
 
   // From here on nothing goes to disk that the catalogue flushed before this call.
   void Barrier() { MutexLock lock(&append_mu_); }
@@ -65,6 +68,8 @@ class Demoter {
   const Clock* const clock_;
   const Counters counters_;
   std::atomic<uint64_t> bytes_leaving_{0};
+  std::atomic<uint64_t> allotted_{0};          // since the last round
+  std::atomic<uint64_t> wake_after_{1 << 20};  // a quarter of the low watermark
   std::atomic<bool> stopping_{false};
 
   Mutex append_mu_;  // held from the look at a departure's flush count to its append; see Barrier

@@ -291,6 +291,7 @@ void TierStack::Impl::Put(const Session& session, PutRequest request) {
     if (parent_frame.has_value()) tier.Unpin(*parent_frame);
     return finish(request.done, Reason::kBudget);
   }
+  if (demoter != nullptr) demoter->OnAllocated(bytes);
   SetFilling(mine, true);
   const auto end = [this, mine, parent_frame] {
     SetFilling(mine, false);
