@@ -107,6 +107,24 @@ def check_exceptions(exceptions, files):
     return findings
 
 
+def check_one_definition(files):
+    """Two classes of one name in one namespace: the linker keeps either's inline functions, and says nothing."""
+    seen, findings = {}, []
+    for path, text in sorted(files.items()):
+        if not (path.startswith("src/") and path.endswith(".h")):
+            continue
+        code = blank_comments_and_strings(path, text)
+        namespace = re.search(r"^namespace ([\w:]+) {", code, re.M)
+        for found in re.finditer(r"^(?:class|struct)(?: (?:ABSL_\w+|alignas\(\w+\)))* (\w+)(?: final)?"
+                                 r"(?: *:[^;{]*)? *{", code, re.M):
+            name = (namespace[1] if namespace else "", found[1])
+            if name in seen:
+                line = code.count("\n", 0, found.start()) + 1
+                findings.append((path, line, "one_definition", f"{found[1]} is also defined in {seen[name]}"))
+            seen.setdefault(name, path)
+    return findings
+
+
 def _allowed_new(line, previous):
     """Every `new` goes straight into a smart pointer, a member's constructor or an immortal static."""
     offset = len(previous.rstrip()) + 1

@@ -39,6 +39,7 @@ def check(files, size_exceptions_text):
         findings += rules.check_file(path, text, exceptions)
     findings += layering.check_circles(files)
     findings += rules.check_exceptions(exceptions, files)
+    findings += rules.check_one_definition(files)
     return sorted(findings)
 
 

@@ -81,6 +81,20 @@ class Layering(unittest.TestCase):
         self.assertEqual(rules_found(files), ["circle"])
 
 
+class OneDefinition(unittest.TestCase):
+    BODY = "namespace terrace::kv {\n\nclass Budget final : public Base {\n};\n\n}\n"
+
+    def test_a_name_is_defined_once(self):
+        files = {**one("src/kvstore/budget.h", self.BODY), **one("src/kvstore/other.h", self.BODY)}
+        self.assertEqual(rules_found(files), ["one_definition"])
+
+    def test_other_namespaces_and_declarations_are_free(self):
+        files = {**one("src/kvstore/budget.h", self.BODY),
+                 **one("src/tiering/budget.h", self.BODY.replace("kv", "tiering")),
+                 **one("src/kvstore/other.h", "namespace terrace::kv {\n\nclass Budget;\n\n}\n")}
+        self.assertEqual(rules_found(files), [])
+
+
 class Sizes(unittest.TestCase):
     def test_each_kind_has_its_limit(self):
         for path, limit in (("src/kvstore/a.h", 250), ("src/kvstore/a.cc", 500), ("bench/a.cc", 500),

@@ -8,7 +8,7 @@
 
 #include "tiering/policy/admission_policy.h"
 #include "tiering/policy/ghost_list.h"
-#include "tiering/policy/write_budget.h"
+#include "tiering/policy/write_allowance.h"
 
 namespace terrace::tiering {
 
@@ -34,7 +34,7 @@ class AdaptiveAdmission final : public AdmissionPolicy {
   bool IsWorthIt(const Candidate& candidate);
   void Adapt();
 
-  WriteBudget budget_;
+  WriteAllowance budget_;
   GhostList rejected_, wanted_;
   double cutoff_;           // blocks
   double mean_chance_ = 0;  // of blocks used once

@@ -7,7 +7,7 @@
 
 #include "tiering/policy/admission_policy.h"
 #include "tiering/policy/ghost_list.h"
-#include "tiering/policy/write_budget.h"
+#include "tiering/policy/write_allowance.h"
 
 namespace terrace::tiering {
 
@@ -23,7 +23,7 @@ class AdmitAll final : public AdmissionPolicy {
   Stats GetStats() const override { return {}; }
 
  private:
-  WriteBudget budget_;
+  WriteAllowance budget_;
 };
 
 // What was used again in host memory, or was rejected and then stored anew. Remembers as many rejected
@@ -53,7 +53,7 @@ class AdmitSecondUse final : public AdmissionPolicy {
   Stats GetStats() const override { return {.ghost_hits = ghost_hits_, .open_ratio = 0}; }
 
  private:
-  WriteBudget budget_;
+  WriteAllowance budget_;
   GhostList rejected_, wanted_;
   uint64_t ghost_hits_ = 0;
 };

@@ -1,6 +1,6 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// WriteBudget: bytes a day that may be written, spread over the day, and how long what is written stays.
+// WriteAllowance: bytes a day that may be written, spread over the day, and how long what is written stays.
 #pragma once
 
 #include <algorithm>
@@ -9,9 +9,9 @@
 namespace terrace::tiering {
 
 // Owner: an admission policy. Threads: one at a time. What is not used for kSavedNs is lost.
-class WriteBudget {
+class WriteAllowance {
  public:
-  WriteBudget(uint64_t capacity_bytes, uint64_t bytes_per_day)
+  WriteAllowance(uint64_t capacity_bytes, uint64_t bytes_per_day)
       : capacity_bytes_(std::max<double>(static_cast<double>(capacity_bytes), 1)),
         bytes_per_ns_(static_cast<double>(bytes_per_day) / kDayNs),
         left_(bytes_per_ns_ * kSavedNs) {}
