@@ -115,7 +115,7 @@ def check_one_definition(files):
             continue
         code = blank_comments_and_strings(path, text)
         namespace = re.search(r"^namespace ([\w:]+) {", code, re.M)
-        for found in re.finditer(r"^(?:class|struct)(?: (?:ABSL_\w+|alignas\(\w+\)))* (\w+)(?: final)?"
+        for found in re.finditer(r"^(?:class|struct)(?: (?:ABSL_\w+|alignas\(\w+\)))* (\w+)(?!\w|::)(?: final)?"
                                  r"(?: *:[^;{]*)? *{", code, re.M):
             name = (namespace[1] if namespace else "", found[1])
             if name in seen:
