@@ -192,7 +192,18 @@ std::optional<FrameId> HostTier::TryAllocate(kv::TenantId tenant, uint64_t block
   const uint64_t slab_bytes = kv::ShapeFor(block_bytes).extents * kExtentBytes;
   while (true) {
     bool no_metadata = false;
-    if (const auto frame = pool_.Allocate(tenant, block_bytes, &no_metadata)) {
+    auto frame = pool_.Allocate(tenant, block_bytes, &no_metadata);
+    if (!frame.has_value() && !no_metadata) {
+      // One grows at a time. Who comes second finds what the first has added, instead of an arena whose
+      // last segments are spoken for and not there yet.
+      MutexLock lock(&grow_mu_);
+      frame = pool_.Allocate(tenant, block_bytes, &no_metadata);
+      if (!frame.has_value() && !no_metadata) {
+        if (!AddSegment(tenant, slab_bytes)) return std::nullopt;
+        continue;
+      }
+    }
+    if (frame.has_value()) {
       if (!Prepare(*frame)) {
         pool_.Recycle(*frame);
         return std::nullopt;
@@ -203,7 +214,7 @@ std::optional<FrameId> HostTier::TryAllocate(kv::TenantId tenant, uint64_t block
       return frame;
     }
     // Tables eat into what was set aside for payloads: one spare segment pays for many slabs.
-    if (no_metadata ? !GiveUpSpare() : !AddSegment(tenant, slab_bytes)) return std::nullopt;
+    if (!GiveUpSpare()) return std::nullopt;
   }
 }
 

@@ -167,6 +167,7 @@ class HostTier {
   std::atomic<uint64_t> prefaulted_{0};
 
   Mutex reserve_mu_;  // a slab's memory is being reserved. Never with another one
+  Mutex grow_mu_ ABSL_ACQUIRED_BEFORE(mu_);  // held while a segment is made for a frame that is wanted now
   mutable Mutex mu_;
   CondVar wake_;
   bool closing_ ABSL_GUARDED_BY(mu_) = false;
