@@ -114,7 +114,7 @@ def test_list_and_stat(filled):
 
 def test_reasons_are_the_closed_list(filled):
     reasons = {entry["reason"]: entry for entry in ctl_json(filled, "reasons")["reasons"]}
-    assert len(reasons) == 18 and reasons["cold"]["lookup_blocks"] >= 1
+    assert len(reasons) == 22 and reasons["cold"]["lookup_blocks"] >= 1
     assert all(entry["meaning"] for entry in reasons.values())
     text = ctl(filled, "reasons")
     assert all(re.search(rf"^{name}\s+\d", text, re.MULTILINE) for name in reasons)
