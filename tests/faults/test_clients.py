@@ -65,7 +65,7 @@ def test_clients_killed_at_random_instants_leave_nothing(make_daemon, processes)
 
 
 def test_client_paused_beyond_its_lease_sees_stale_never_other_bytes(make_daemon, processes):
-    daemon = make_daemon(budget="128MiB", host_lease_max_age="1s")
+    daemon = make_daemon(budget="128MiB", host_lease_max_age="1s", host_eviction_policy="lru")
     numbers = list(range(100))
     fill(daemon, 0, 112)
     ours, theirs = processes.Pipe()

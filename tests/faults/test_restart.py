@@ -194,7 +194,7 @@ def test_an_old_process_reads_no_other_blocks(make_daemon, processes):
 def test_the_budget_holds_over_restarts(make_daemon):
     """What was taken over is charged like what is new: by our count, the kernel's, and the file system's."""
     budget = 192 << 20
-    daemon = make_daemon(warm=True, host_prefault="true")
+    daemon = make_daemon(warm=True, host_prefault="true", host_eviction_policy="lru")
     client = filled(daemon)
     for round_ in range(4):
         store_all(client, range(30_000 + 3000 * round_, 33_000 + 3000 * round_))
