@@ -119,7 +119,8 @@ absl::Status RunHostP99Busy(const CaseContext& context) {
   options.budget = "512MiB";
   ASSIGN_OR_RETURN(const auto daemon,
                    BenchDaemon::Start(options, {absl::StrCat("nvme.devices=", directory.path(), "/nvme.data=2GiB"),
-                                                "nvme.admission_policy=all", "nvme.read_deadline=60s"}));
+                                                "nvme.admission_policy=all",
+                                                "host.eviction_policy=lru", "nvme.read_deadline=60s"}));
   ASSIGN_OR_RETURN(const auto client, CacheClient::Connect(daemon->socket()));
   ASSIGN_OR_RETURN(terrace_keyspace * key_space, client->OpenKeySpace("busy", kBlockBytes));
   ASSIGN_OR_RETURN(const auto pages, BlockPages::Make(client->handle(), kChain, kBlockBytes));

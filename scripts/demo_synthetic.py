@@ -29,14 +29,16 @@ class Options(ctypes.Structure):
     _fields_ = [("struct_bytes", ctypes.c_size_t), ("socket_path", ctypes.c_char_p),
                 ("tenant", ctypes.c_char_p), ("token", ctypes.c_char_p),
                 ("client_name", ctypes.c_char_p), ("copy_threads", ctypes.c_uint32),
-                ("request_timeout_ms", ctypes.c_uint32), ("staging_bytes", ctypes.c_uint64)]
+                ("request_timeout_ms", ctypes.c_uint32), ("staging_bytes", ctypes.c_uint64),
+                ("load_timeout_ms", ctypes.c_uint32)]
 
 
 class KeySpaceDesc(ctypes.Structure):
     _fields_ = [("struct_bytes", ctypes.c_size_t)] + [
         (name, ctypes.c_char_p) for name in ("model", "model_fingerprint", "kv_dtype", "layout",
                                              "parallel", "hash", "group", "extra")
-    ] + [("block_bytes", ctypes.c_uint64), ("tokens_per_block", ctypes.c_uint32)]
+    ] + [("block_bytes", ctypes.c_uint64), ("tokens_per_block", ctypes.c_uint32),
+        ("block_class", ctypes.c_uint32)]
 
 
 class Plane(ctypes.Structure):
@@ -51,7 +53,8 @@ class LookupPart(ctypes.Structure):
     _fields_ = [("keyspace", ctypes.c_void_p), ("keys", ctypes.c_char_p), ("n_keys", ctypes.c_uint32),
                 ("mode", ctypes.c_uint32), ("refs", ctypes.POINTER(Ref)),
                 ("reasons", ctypes.POINTER(ctypes.c_uint8)), ("n_prefix", ctypes.c_uint32),
-                ("n_here", ctypes.c_uint32), ("lease", ctypes.c_uint64)]
+                ("n_here", ctypes.c_uint32), ("lease", ctypes.c_uint64), ("n_pending", ctypes.c_uint32),
+                ("recompute_ns_per_token", ctypes.c_uint32)]
 
 
 class Client:
@@ -65,7 +68,9 @@ class Client:
         options = Options(struct_bytes=ctypes.sizeof(Options), socket_path=socket_path.encode(),
                           client_name=name.encode(), staging_bytes=32 << 20)
         self.client, self.keyspace, self.pages = (ctypes.c_void_p() for _ in range(3))
-        self.lib.terrace_connect(ctypes.byref(options), ctypes.byref(self.client))
+        connected = self.lib.terrace_connect(ctypes.byref(options), ctypes.byref(self.client))
+        if not self.client:
+            self.must(connected)
         self.must(self.lib.terrace_wait_ready(self.client, 10_000))
         desc = KeySpaceDesc(struct_bytes=ctypes.sizeof(KeySpaceDesc), model=b"synthetic",
                             model_fingerprint=b"shake256", kv_dtype=b"bytes", layout=b"contiguous",
@@ -97,7 +102,7 @@ class Client:
         op = ctypes.c_void_p()
         ids = (ctypes.c_uint64 * len(keys))(*range(len(keys)))
         self.must(self.lib.terrace_store(self.client, self.keyspace, None, b"".join(keys), len(keys),
-                                         STORE_CHAIN, self.pages, ids, ctypes.byref(op)))
+                                         STORE_CHAIN, None, self.pages, ids, ctypes.byref(op)))
         return self.finish(op)
 
     def load(self, keys):

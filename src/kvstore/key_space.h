@@ -40,6 +40,7 @@ struct KeySpace {
   std::array<uint8_t, 32> digest{};  // SHA-256 over tenant name and identity, length-prefixed fields
   mutable std::atomic<uint64_t> blocks_stored{0};  // ever
   mutable std::atomic<int64_t> blocks_resident{0};
+  mutable std::atomic<bool> is_warned{false};  // something was logged about it that is said once
   mutable std::atomic<uint32_t> flushes{0};  // what set out before the last one must not arrive
 };
 

@@ -44,7 +44,9 @@ Session::~Session() {
 
 absl::StatusOr<const KeySpace*> Session::OpenKeySpace(const kv::KeySpaceIdentity& identity) {
   TierStack::Impl& impl = *stack_->impl_;
-  return impl.key_spaces.Open(tenant_, impl.options.tenants[tenant_].name, identity);
+  auto opened = impl.key_spaces.Open(tenant_, impl.options.tenants[tenant_].name, identity);
+  if (opened.ok()) impl.WarnIfTooLargeForDisks(**opened);
+  return opened;
 }
 
 absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::span<const BlockKey> keys,

@@ -413,6 +413,14 @@ void TierStack::Impl::SayWhoEvicts() {
   evicting_policy = stats.name;
 }
 
+void TierStack::Impl::WarnIfTooLargeForDisks(const KeySpace& key_space) {
+  const uint64_t most = options.nvme.io_memory_bytes / 4;
+  if (nvme == nullptr || key_space.identity.block_bytes <= most || key_space.is_warned.exchange(true)) return;
+  Log(LogLevel::kWarning, "blocks_too_large_for_disks",
+      {{"model", key_space.identity.model}, {"block_bytes", key_space.identity.block_bytes}, {"most_bytes", most},
+       {"consequence", "they live in host memory only"}, {"mend", "raise nvme.io_memory to 4 times a block"}});
+}
+
 void TierStack::Step() {
   Impl& impl = *impl_;
   impl.catalog.Step();

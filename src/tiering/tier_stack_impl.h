@@ -75,6 +75,8 @@ class TierStack::Impl {
   uint64_t NewLeaseId();
   // Logs when the guard has changed who decides on evictions. The stepping thread only.
   void SayWhoEvicts();
+  // Logs, once a key space, that its blocks will stay in host memory.
+  void WarnIfTooLargeForDisks(const kv::KeySpace& key_space);
   // Leases cost memory here and count on frames: what all of them may name together is bounded, however
   // often a client asks for the same block. False: no room for so many more.
   bool TryChargePins(uint64_t pins);

@@ -273,3 +273,13 @@ def test_tokens_are_asked_for_and_never_shown(start, connect, room):
     assert all(canary not in text for text in shown)
     rejected = exposition.parse(shown[1])["terrace_rejected_total"]
     assert rejected.series["terrace_rejected_total", (("reason", "auth"), ("transport", "engine"))] >= 3
+
+
+def test_disks_may_be_written_as_a_list(start, room):
+    """The form of docs/configuration.md and docs/operations.md."""
+    config = room / "terraced.yaml"
+    config.write_text(f"nvme:\n  devices: [{room}/one=64MiB, {room}/two=64MiB]\n")
+    daemon = start("--config", config)
+    text = daemon.http("/metrics")[1]
+    assert f'terrace_io_errors_total{{device="{room}/one",op="read"}}' in text
+    assert f'terrace_io_errors_total{{device="{room}/two",op="read"}}' in text

@@ -222,3 +222,11 @@ def test_stops_cleanly_under_load(terraced):
         assert "wrong=0" in done.stdout or done.returncode == 2, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
     assert not pathlib.Path(terraced.grpc_socket).exists()
+
+
+def test_the_quick_starts_synthetic_demonstration(terraced):
+    """It has the C structs once more, without the plugin: they must be those of terrace.h."""
+    done = subprocess.run([sys.executable, ROOT / "scripts/demo_synthetic.py", "--library", BIN.parent / "lib/libterrace.so",
+                           "--socket", terraced.engine_socket], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r" yes$", done.stdout, re.MULTILINE)) == 3, done.stdout

@@ -22,7 +22,9 @@ const char* ReasonHelp(Reason reason) {
     case Reason::kDuplicate: return "already there, nothing was written";
     case Reason::kBudget: return "no room and nothing may go; raise host.budget, look for leases that stay";
     case Reason::kBadChecksum: return "the bytes were not what the client had announced";
-    case Reason::kOverload: return "too many stores at once; raise host.store_threads or host.store_queue_depth";
+    case Reason::kOverload:
+      return "stores: too many at once (raise host.store_threads or host.store_queue_depth); "
+             "lookups: too much is on its way from disk already, ask again";
     case Reason::kCancelled: return "the client went away or dropped it";
     case Reason::kRecompute: return "here, but loading it would have taken longer than computing it again";
     case Reason::kDeadline: return "a lower tier did not deliver it in time; look at its disks' queues and health";

@@ -122,6 +122,11 @@ class Loader {
     return false;
   }
 
+  // Options whose value may be written as a sequence; as one text its parts are separated by commas.
+  static bool IsList(const std::string& path) {
+    return FindConfigOption(path) != nullptr && (absl::EndsWith(path, "uids") || path == "nvme.devices");
+  }
+
   void Flatten(const std::string& file, const std::string& path, const YAML::Node& node, int depth) {
     const std::string where = absl::StrCat(file, ":", node.Mark().line + 1, ": ");
     if (path == kTenantsKey) return SetTenants(where, node);
@@ -141,7 +146,7 @@ class Loader {
       }
     } else if (node.IsScalar() && FindConfigOption(path) != nullptr) {
       Set(where, path, node.Scalar());
-    } else if (node.IsSequence() && absl::EndsWith(path, "uids") && FindConfigOption(path) != nullptr) {
+    } else if (node.IsSequence() && IsList(path)) {
       std::vector<std::string> parts;
       for (const YAML::Node& part : node) parts.push_back(part.IsScalar() ? part.Scalar() : "?");
       Set(where, path, absl::StrJoin(parts, ","));

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
@@ -57,6 +58,7 @@ absl::Status SetDuration(absl::string_view text, int64_t min_ns, int64_t* target
 // "/mnt/nvme0/terrace=800GiB, /dev/nvme1n1".
 absl::Status SetDevices(absl::string_view text, std::vector<tiering::BlockDeviceOptions>* target) {
   std::vector<tiering::BlockDeviceOptions> devices;
+  if (absl::StartsWith(text, "[") && absl::EndsWith(text, "]")) text = text.substr(1, text.size() - 2);
   for (absl::string_view part : absl::StrSplit(text, ',', absl::SkipWhitespace())) {
     part = absl::StripAsciiWhitespace(part);
     const size_t equals = part.rfind('=');
