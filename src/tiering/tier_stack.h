@@ -51,6 +51,7 @@ struct TierStackOptions {
   double class_floor[kBlockClasses] = {0.5, 0.1};  // of the blocks' memory, by BlockClass
   double max_pin_ratio = 0.1;     // of the blocks' memory: what one tenant's hints may pin
   NvmeOptions nvme;               // no devices: no NVMe tier
+  uint64_t nvme_index_bytes = 0;  // memory for the index of all disks; 0: for blocks of 48 KiB and more
   std::string admission_policy = "adaptive";
   BlockDeviceFactory device_factory;  // for tests; empty: OpenBlockDevice
 

@@ -62,7 +62,8 @@ MemoryPlan MemoryPlan::For(const TierStackOptions& options) {
   if (!options.nvme.devices.empty()) {
     const uint64_t io_bytes = options.nvme.devices.size() * (options.nvme.io_memory_bytes + kDeviceBytes);
     const uint64_t most = for_blocks / 16;
-    const uint64_t index = is_whole_device ? most : std::min(std::max<uint64_t>(disk_bytes / 1536, 256 << 10), most);
+    uint64_t index = is_whole_device ? most : std::min(std::max<uint64_t>(disk_bytes / 1536, 256 << 10), most);
+    if (options.nvme_index_bytes != 0) index = options.nvme_index_bytes;
     plan.disk_bytes = std::min(io_bytes + index, for_blocks - 2 * kLeastArena);
     for_blocks -= plan.disk_bytes;
   }

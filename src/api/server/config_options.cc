@@ -227,6 +227,11 @@ std::vector<ConfigOption> MakeOptions() {
        "Read and write buffers of a disk, charged to the budget. A block may be a quarter of it at most.",
        [](tv t, Config* c) { return SetSize(t, 8ull << 20, &c->stack.nvme.io_memory_bytes); },
        [](const Config& c) { return FormatSize(c.stack.nvme.io_memory_bytes); }},
+      {"nvme.index_memory", "size",
+       "Memory for the index of all disks, about 30 bytes a block, out of the budget. 0: enough for blocks of 48 KiB and "
+       "more, at most a sixteenth of the budget.",
+       [](tv t, Config* c) { return SetSize(t, 0, &c->stack.nvme_index_bytes); },
+       [](const Config& c) { return FormatSize(c.stack.nvme_index_bytes); }},
       {"nvme.write_budget_per_day", "size",
        "Bytes that may be written to all disks in a day, for their endurance; kept over restarts. 0: no limit.",
        [](tv t, Config* c) { return SetSize(t, 0, &c->stack.nvme.write_bytes_per_day); },
