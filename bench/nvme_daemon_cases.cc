@@ -221,7 +221,8 @@ class RestartBench {
     }
     ASSIGN_OR_RETURN(daemon_, BenchDaemon::Start(options, {absl::StrCat("nvme.devices=", directory, "/nvme.data=",
                                                                         file_bytes >> 20, "MiB"),
-                                                           absl::StrCat("host.memory_dir=", memory), "nvme.index_memory=48MiB"}));
+                                                           absl::StrCat("host.memory_dir=", memory),
+                                                           "nvme.index_memory=48MiB"}));
     ASSIGN_OR_RETURN(client_, CacheClient::Connect(daemon_->socket()));
     ASSIGN_OR_RETURN(key_space_, client_->OpenKeySpace("restart", kBlockBytes));
     ASSIGN_OR_RETURN(pages_, BlockPages::Make(client_->handle(), kChain, kBlockBytes));

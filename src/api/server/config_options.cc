@@ -228,8 +228,8 @@ std::vector<ConfigOption> MakeOptions() {
        [](tv t, Config* c) { return SetSize(t, 8ull << 20, &c->stack.nvme.io_memory_bytes); },
        [](const Config& c) { return FormatSize(c.stack.nvme.io_memory_bytes); }},
       {"nvme.index_memory", "size",
-       "Memory for the index of all disks, about 30 bytes a block, out of the budget. 0: enough for blocks of 48 KiB and "
-       "more, at most a sixteenth of the budget.",
+       "Memory for the index of all disks, about 30 bytes a block, out of the budget. 0: enough for blocks of 48 KiB "
+       "and more, at most a sixteenth of the budget.",
        [](tv t, Config* c) { return SetSize(t, 0, &c->stack.nvme_index_bytes); },
        [](const Config& c) { return FormatSize(c.stack.nvme_index_bytes); }},
       {"nvme.write_budget_per_day", "size",
