@@ -26,12 +26,9 @@ struct MemoryArguments {
   bool is_pages = false;
 };
 
-// What every load and store checks, and the connection it needs.
-Result Prepare(terrace_client* client, terrace_keyspace* keyspace, const uint8_t* keys, uint32_t n,
-               const MemoryArguments& memory, terrace_op** op, Op::Work* work,
-               std::shared_ptr<Connection>* connection) {
-  if (op == nullptr) return Fail(TERRACE_INVALID_ARGUMENT, "op is NULL");
-  *op = nullptr;
+// What every call about blocks of a key space is refused for.
+Result CheckBlocks(const terrace_client* client, const terrace_keyspace* keyspace, const uint8_t* keys,
+                   uint32_t n) {
   if (client == nullptr) return Fail(TERRACE_INVALID_ARGUMENT, "client is NULL");
   if (Result checked = CheckFork(client->core->fork_generation); !checked.ok()) return checked;
   if (keyspace == nullptr || keyspace->core != client->core) {
@@ -42,6 +39,16 @@ Result Prepare(terrace_client* client, terrace_keyspace* keyspace, const uint8_t
   if (n == 0 || n > kMaxBlocksPerOperation) {
     return Fail(TERRACE_INVALID_ARGUMENT, "n is %u, must be 1 to %u", n, kMaxBlocksPerOperation);
   }
+  return {};
+}
+
+// What every load and store checks, and the connection it needs.
+Result Prepare(terrace_client* client, terrace_keyspace* keyspace, const uint8_t* keys, uint32_t n,
+               const MemoryArguments& memory, terrace_op** op, Op::Work* work,
+               std::shared_ptr<Connection>* connection) {
+  if (op == nullptr) return Fail(TERRACE_INVALID_ARGUMENT, "op is NULL");
+  *op = nullptr;
+  if (Result checked = CheckBlocks(client, keyspace, keys, n); !checked.ok()) return checked;
   work->key_space = keyspace->key_space;
   work->stats = client->core->stats;
   const uint64_t block_bytes = work->key_space->block_bytes();
@@ -125,16 +132,7 @@ Result Store(terrace_client* client, terrace_keyspace* keyspace, const uint8_t* 
 
 Result Hint(terrace_client* client, terrace_keyspace* keyspace, const uint8_t* keys, uint32_t n,
             const terrace_retention* retention) {
-  if (client == nullptr) return Fail(TERRACE_INVALID_ARGUMENT, "client is NULL");
-  if (Result checked = CheckFork(client->core->fork_generation); !checked.ok()) return checked;
-  if (keyspace == nullptr || keyspace->core != client->core) {
-    return Fail(TERRACE_INVALID_ARGUMENT, "keyspace is %s",
-                keyspace == nullptr ? "NULL" : "another client's");
-  }
-  if (keys == nullptr) return Fail(TERRACE_INVALID_ARGUMENT, "keys is NULL");
-  if (n == 0 || n > kMaxBlocksPerOperation) {
-    return Fail(TERRACE_INVALID_ARGUMENT, "n is %u, must be 1 to %u", n, kMaxBlocksPerOperation);
-  }
+  if (Result checked = CheckBlocks(client, keyspace, keys, n); !checked.ok()) return checked;
   if (retention == nullptr) return Fail(TERRACE_INVALID_ARGUMENT, "retention is NULL");
   wire::Retention wire_retention{};
   if (Result read = ReadRetention(retention, &wire_retention); !read.ok()) return read;
