@@ -81,6 +81,7 @@ void Catalog::DrainTouchesLocked() {
   draining_.clear();
   {
     MutexLock lock(&touch_mu_);
+    if (touches_.empty()) return;
     draining_.swap(touches_);
     touches_.reserve(kMaxTouches);
   }
@@ -276,6 +277,8 @@ Reason Catalog::Publish(const KeySpace& key_space, const BlockKey& key,
     tier_->Retire(frame);
     return Reason::kFlushed;
   }
+  // What was used before this block came must not seem used after it, nor be taken for its use.
+  DrainTouchesLocked();
   BlockId block;
   const PrefixIndex::Inserted inserted = index_.Insert(key_space.id, key, frame, &block);
   if (inserted != PrefixIndex::Inserted::kYes) {

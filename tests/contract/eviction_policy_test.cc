@@ -178,6 +178,19 @@ TEST_P(EvictionPolicyContract, PinnedLeavesAreStepsOverNotEnds) {
   for (const BlockId b : order) EXPECT_EQ(b / 5 % 2, 1u);
 }
 
+TEST_P(EvictionPolicyContract, WhatIsLetGoOfAsAWholeIsFoundAtOnce) {
+  for (BlockId b = 0; b < 200; ++b) Insert(b, kNoBlock);
+  // All but the hottest two are leased for a while, and one goes that had better stayed.
+  ASSERT_EQ(Victim([&](BlockId b) { return b == 198; }), 198u);
+  Erase(198);
+  // The leases have ended.
+  for (int i = 0; i < 20; ++i) {
+    const BlockId victim = FirstChoice();
+    EXPECT_LT(victim, 190u) << "the cold end comes first again";
+    Erase(victim);
+  }
+}
+
 TEST_P(EvictionPolicyContract, AScanDoesNotStarveRecentBlocks) {
   std::map<BlockId, BlockId> links;
   for (BlockId b = 0; b < 100; ++b) {

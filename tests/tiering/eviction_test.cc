@@ -64,6 +64,15 @@ TEST_F(EvictionTest, TheLeastRecentlyUsedGoesWithAReason) {
             stack_.Metric("terrace_evictions_total") * static_cast<double>(kBlock));
 }
 
+TEST_F(EvictionTest, WhatWasUsedBeforeAStoreIsNotTakenForUsedAfterIt) {
+  for (uint64_t i = 0; i < 20; ++i) ASSERT_EQ(Store(i), Reason::kNone);
+  for (uint64_t i = 0; i < 20; ++i) ASSERT_EQ(Why(i), Reason::kNone);
+  const uint64_t n = FillWithSingles(1000);
+  ASSERT_GE(n, 5u);
+  EXPECT_TRUE(Here(1000)) << "stored after all the uses";
+  EXPECT_FALSE(Here(0));
+}
+
 TEST_F(EvictionTest, AChainGoesTailFirstAParentNeverBeforeItsChild) {
   TestStack::StoreChain(session_.get(), space_, 0, 20);
   uint64_t next = 1000;

@@ -16,7 +16,7 @@ BlockLists::BlockLists(uint64_t max_blocks, uint32_t n_lists)
       ends_(n_lists) {
   for (uint32_t list = 0; list < n_lists; ++list) {
     nodes_[list] = {list, list};
-    ends_[list].resume = list;
+    ends_[list].resume = ends_[list].probe = list;
   }
 }
 
@@ -35,25 +35,37 @@ void BlockLists::Remove(BlockId block) {
   if (list == kNoList) return;
   const uint32_t node = NodeOf(block);
   const Node links = nodes_[node];
-  if (ends_[list].resume == node) ends_[list].resume = links.hotter;
+  Ends& ends = ends_[list];
+  if (ends.resume == node) ends.resume = links.hotter;
+  if (ends.probe == node) ends.probe = links.hotter;
   nodes_[links.hotter].colder = links.colder;
   nodes_[links.colder].hotter = links.hotter;
   list_[block] = 0;
-  --ends_[list].size;
+  --ends.size;
 }
 
 BlockId BlockLists::FindCold(uint32_t list, absl::FunctionRef<bool(BlockId)> allowed) {
   Ends& ends = ends_[list];
-  bool from_start = ends.resume == list || ends.credit == 0;
-  // Faster than refusals add to it in ordinary work (about one a call): else it would never run out.
-  if (!from_start) ends.credit -= std::min(ends.credit, 4u);
+  for (uint32_t n = 0; n < kProbes && ends.resume != list; ++n) {
+    uint32_t node = ends.probe == list ? nodes_[list].hotter : ends.probe;
+    if (node == ends.resume) {
+      ends.probe = list;
+      break;
+    }
+    if (allowed(BlockOf(node))) {
+      ends.resume = node;
+      ends.probe = list;
+      return BlockOf(node);
+    }
+    ends.probe = nodes_[node].hotter;
+  }
+  bool from_start = ends.resume == list;
   uint32_t node = from_start ? nodes_[list].hotter : ends.resume;
-  if (from_start) ends.credit = 0;
   for (uint32_t looks = 0; looks < kMaxLooks; ++looks) {
     if (node == list) {
+      ends.resume = ends.probe = list;
       if (from_start) return kNoBlock;
       from_start = true;
-      ends.credit = 0;
       node = nodes_[list].hotter;
       continue;
     }
@@ -61,7 +73,6 @@ BlockId BlockLists::FindCold(uint32_t list, absl::FunctionRef<bool(BlockId)> all
       ends.resume = node;
       return BlockOf(node);
     }
-    ++ends.credit;
     node = nodes_[node].hotter;
   }
   ends.resume = node;

@@ -33,20 +33,21 @@ class BlockLists {
 
   kv::BlockId Coldest(uint32_t list) const { return BlockOf(nodes_[list].hotter); }
   kv::BlockId Hotter(kv::BlockId block) const { return BlockOf(nodes_[NodeOf(block)].hotter); }
-  // The coldest that is allowed, or kNoBlock after kMaxLooks. Blocks that were refused are not asked about
-  // again until a quarter as many calls have gone by, so that a cold end full of pinned blocks costs five
-  // looks a call, not all of them.
+  // The coldest that is allowed, or kNoBlock after kMaxLooks. Of blocks that were refused before, each call
+  // asks about kProbes again, coldest first and round and round: a cold end full of pinned blocks costs that
+  // many looks a call, not all of them, and what is let go as a whole is found by the next call.
   kv::BlockId FindCold(uint32_t list, absl::FunctionRef<bool(kv::BlockId)> allowed);
 
  private:
   static constexpr uint32_t kMaxLooks = 65536;
+  static constexpr uint32_t kProbes = 4;
   struct Node {
     uint32_t hotter, colder;
   };
   struct Ends {
     uint64_t size = 0;
-    uint32_t resume = 0;  // node up to which all was refused; the list's own: none
-    uint32_t credit = 0;  // calls until it is started anew
+    uint32_t resume = 0;  // node up to which all was refused; the list's own: none was
+    uint32_t probe = 0;   // a node before it, to be asked about again; the list's own: the coldest
   };
   // Node numbers: the lists' heads first, then the blocks. A head's colder is the hottest block.
   uint32_t NodeOf(kv::BlockId block) const { return block + n_lists_; }
