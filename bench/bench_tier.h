@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "gpu/host_copy_engine.h"
+#include "gpu/host_block_copier.h"
 #include "kvstore/base/memory_budget.h"
 #include "kvstore/base/metrics.h"
 #include "kvstore/base/mutex.h"
@@ -63,7 +63,7 @@ class BenchTier {
   tiering::NvmeOptions options_;
   MemoryBudget budget_{8ull << 30};
   MetricRegistry metrics_;
-  gpu::HostCopyEngine copies_{1, 4096};
+  gpu::HostBlockCopier copies_{1, 4096};
   std::vector<std::byte> sources_, targets_;
   std::vector<std::vector<uint64_t>> checksums_;
   uint64_t first_prepared_ = 0;

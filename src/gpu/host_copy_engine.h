@@ -1,38 +1,28 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// HostCopyEngine: CopyEngine over processor threads. Product code for machines without a GPU.
+// HostCopyEngine: CopyEngine over processor threads, for engines whose KV cache is host memory.
 #pragma once
 
-#include <deque>
-#include <thread>
-#include <vector>
+#include <cstdint>
+#include <memory>
 
 #include "gpu/copy_engine.h"
-#include "kvstore/base/mutex.h"
 
 namespace terrace::gpu {
 
-// Owner: TierStack. Threads: its own; with none of them Submit copies at once, on the caller's (simulation).
-// Limits: queue_depth jobs waiting. The destructor drains.
+// Owner: TierStack. Threads: its own. Limits: queue_depth batches waiting in each direction.
 class HostCopyEngine final : public CopyEngine {
  public:
   HostCopyEngine(uint32_t threads, uint32_t queue_depth);
   ~HostCopyEngine() override;
 
-  absl::Status Submit(CopyJob& job) override;
+  absl::Status Submit(CopyBatch& batch) override;
   void Drain() override;
+  CopyEngineStats Stats() const override;
 
  private:
-  static void Copy(CopyJob& job);
-  void Run();
-
-  const size_t queue_depth_;
-  Mutex mu_;
-  CondVar work_, idle_;
-  std::deque<CopyJob> queue_ ABSL_GUARDED_BY(mu_);
-  uint32_t running_ ABSL_GUARDED_BY(mu_) = 0;
-  bool closing_ ABSL_GUARDED_BY(mu_) = false;
-  std::vector<std::thread> threads_;
+  class Impl;
+  const std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace terrace::gpu

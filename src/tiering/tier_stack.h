@@ -16,6 +16,8 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "gpu/copy_engine.h"
+#include "gpu/gpus.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/metrics.h"
 #include "kvstore/base/mutex.h"
@@ -53,6 +55,11 @@ struct TierStackOptions {
   NvmeOptions nvme;               // no devices: no NVMe tier
   uint64_t nvme_index_bytes = 0;  // memory for the index of all disks; 0: for blocks of 48 KiB and more
   std::string admission_policy = "adaptive";
+  bool host_regions = true;       // engines may register host memory for copies by the daemon
+  uint32_t region_threads = 0;    // that copy it; 0: as store_threads
+  bool gpu = true;                // use the GPUs there are
+  gpu::GpuOptions gpu_options;
+  uint64_t gpu_tier_bytes = 0;    // of each GPU's memory for hot blocks; 0: no GPU tier
   BlockDeviceFactory device_factory;  // for tests; empty: OpenBlockDevice
 
   absl::Status Validate() const;  // each message names the config key
@@ -103,6 +110,35 @@ struct PutRequest {
   std::function<void(Reason)> done;
 };
 
+// Blocks from the pages of an engine's region. One batch of the copy engine.
+struct RegionStoreRequest {
+  std::shared_ptr<gpu::Region> region;
+  const kv::KeySpace* key_space = nullptr;  // its block_bytes must be the region's page_bytes
+  std::vector<kv::BlockKey> keys;
+  std::vector<uint64_t> pages;            // as many
+  std::optional<kv::BlockKey> parent;     // of the first; not with independent
+  bool independent = false;               // no block has a parent; else each one's is the one before
+  RetentionHint hint;
+  uint32_t after_event = gpu::kNoEvent;
+  // Called once, before or with done: no page is read any more.
+  std::function<void()> sources_read;
+  // Called exactly once, on any thread: a reason for each block, as for PutRequest.
+  std::function<void(std::span<const Reason>)> done;
+};
+
+// Blocks into the pages of an engine's region. The blocks are held for the time of the load.
+struct RegionLoadRequest {
+  std::shared_ptr<gpu::Region> region;
+  const kv::KeySpace* key_space = nullptr;
+  std::vector<kv::BlockKey> keys;
+  std::vector<uint64_t> pages;
+  uint32_t after_event = gpu::kNoEvent;
+  int64_t timeout_ns = 0;  // for what is pending
+  std::function<void(uint32_t n_planes)> planes_done;  // optional, as CopyBatch: of all blocks of the request
+  // Called exactly once, on any thread. kNone: the page holds the block, checked. Else its bytes are undefined.
+  std::function<void(std::span<const Reason>)> done;
+};
+
 class TierStack;
 
 // What one client holds: its leases. Its end gives all of them back.
@@ -147,6 +183,17 @@ class Session {
 
   // Copies the block in, checks it and makes it visible. Never waits; see PutRequest::done.
   void Put(PutRequest request);
+
+  // Opens an engine's memory for copies by the daemon. The region is the caller's: when its client is gone, it
+  // calls Fence() and lets go. device_uuid all zero: host memory. FailedPrecondition: this daemon cannot reach that memory
+  // (no GPU, regions are switched off), the client must copy by itself.
+  absl::StatusOr<std::shared_ptr<gpu::Region>> OpenRegion(const gpu::DeviceUuid& device_uuid,
+                                                          gpu::RegionLayout layout,
+                                                          std::span<const gpu::AllocationHandle> allocations,
+                                                          std::span<const gpu::EventHandle> events);
+  // Never wait. InvalidArgument: sizes, counts or pages do not fit; then done is not called.
+  absl::Status StoreRegion(RegionStoreRequest request);
+  absl::Status LoadRegion(RegionLoadRequest request);
 
   uint64_t lease_count() const;
 

@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "gpu/host_copy_engine.h"
+#include "gpu/host_block_copier.h"
 #include "kvstore/base/memory_budget.h"
 #include "tiering/catalog.h"
 #include "tiering/demoter.h"
@@ -123,8 +123,8 @@ class TierStack::Impl {
 
   HostTier tier;
   Catalog catalog;
-  gpu::HostCopyEngine copies;       // stores
-  gpu::HostCopyEngine load_copies;  // what lower tiers deliver
+  gpu::HostBlockCopier copies;       // stores
+  gpu::HostBlockCopier load_copies;  // what lower tiers deliver
   LoadRates rates;
   std::unique_ptr<NvmeTier> nvme;   // null: no devices
   std::unique_ptr<Promoter> promoter;

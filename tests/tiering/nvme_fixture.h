@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "gpu/host_copy_engine.h"
+#include "gpu/host_block_copier.h"
 #include "kvstore/base/memory_budget.h"
 #include "kvstore/base/metrics.h"
 #include "testing/fake_clock.h"
@@ -29,7 +29,7 @@ using tiering::NvmeTier;
 using tiering::TierState;
 
 // Copies at once, on the caller's thread: nothing happens beside the test.
-class InlineCopyEngine final : public gpu::CopyEngine {
+class InlineBlockCopier final : public gpu::BlockCopier {
  public:
   absl::Status Submit(gpu::CopyJob& job) override {
     const bool intact = CopyBlock({&job.source, 1}, {&job.target, 1}, job.identity_seed, job.check,
@@ -205,7 +205,7 @@ class NvmeRig {
   std::shared_ptr<FaultScript> faults;
   NvmeOptions options;
   MemoryBudget budget{1ull << 30};
-  InlineCopyEngine copies;
+  InlineBlockCopier copies;
   std::unique_ptr<MetricRegistry> metrics;
   std::unique_ptr<NvmeTier> tier;
 };

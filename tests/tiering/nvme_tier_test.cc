@@ -245,7 +245,7 @@ class RealFile : public ::testing::Test {
   std::string directory_;
   NvmeOptions options_;
   MemoryBudget budget_{1ull << 30};
-  gpu::HostCopyEngine copies_{1, 64};
+  gpu::HostBlockCopier copies_{1, 64};
   std::unique_ptr<MetricRegistry> metrics_;
   std::unique_ptr<NvmeTier> tier_;
 };

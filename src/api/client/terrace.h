@@ -42,7 +42,7 @@
 extern "C" {
 #endif
 
-#define TERRACE_API_VERSION 2
+#define TERRACE_API_VERSION 3
 #define TERRACE_KEY_BYTES 32
 #define TERRACE_REF_BYTES 48
 #if defined(__GNUC__)
@@ -181,6 +181,57 @@ TERRACE_EXPORT terrace_status terrace_pages_register(terrace_client*, const terr
                                                      terrace_pages** pages);
 TERRACE_EXPORT void terrace_pages_free(terrace_pages*);
 
+/* ---- GPU memory, or host memory that the daemon is to copy by itself ---- */
+
+enum {
+  /* Do not let the daemon copy: this library copies, through `stream` and pinned memory of its own. For
+   * engines whose memory must not be exported. */
+  TERRACE_PAGES_NO_EXPORT = 1,
+};
+
+typedef struct terrace_device_pages {
+  size_t struct_bytes;         /* sizeof(terrace_device_pages) */
+  const terrace_plane* planes; /* device addresses, in the order in which the engine needs them */
+  uint32_t n_planes;           /* up to 4096 */
+  uint32_t flags;              /* TERRACE_PAGES_* */
+  uint64_t n_blocks;
+  /* CUstream / cudaStream_t of the engine. A load or store of these pages is ordered behind all work that the
+   * stream holds when it is called: a store sees what was computed, a load overwrites nothing that is still
+   * read. NULL: the legacy default stream. Must live until terrace_pages_free. */
+  void* stream;
+} terrace_device_pages;
+
+/* The planes are GPU memory of one device, made by cudaMalloc (exported by a CUDA IPC handle), by the VMM API
+ * with POSIX-descriptor handles (PyTorch's expandable segments), or by neither (copied by this library). With
+ * a daemon that can reach the device it copies by itself; it opens the memory once. Otherwise, and while it is not there,
+ * TERRACE_PAGES_NO_EXPORT's way is taken. The calling thread's current context must be that of the memory.
+ * Loads and stores are those of other pages: terrace_load, terrace_store (not the *_pieces ones).
+ * FAILED_PRECONDITION: no driver here, or a library built without CUDA. INVALID_ARGUMENT: not GPU memory, of
+ * several devices, or outside of its allocation. */
+TERRACE_EXPORT terrace_status terrace_device_pages_register(terrace_client*, const terrace_device_pages*,
+                                                            terrace_pages** pages);
+
+/* The same for host memory in files: planes lie in [base, base + bytes) of mappings of descriptors that are
+ * sealed against shrinking (memfd). The daemon maps and copies by itself; the engine's processors do nothing. */
+typedef struct terrace_shared_memory {
+  int fd;         /* borrowed */
+  void* base;     /* where offset 0 of the file is mapped in this process */
+  uint64_t bytes; /* of the file */
+} terrace_shared_memory;
+TERRACE_EXPORT terrace_status terrace_shared_pages_register(terrace_client*, const terrace_shared_memory* memory,
+                                                            uint32_t n_memory, const terrace_plane* planes,
+                                                            uint32_t n_planes, uint64_t n_blocks,
+                                                            terrace_pages** pages);
+
+typedef enum terrace_copier {
+  TERRACE_COPIER_LIBRARY = 0,       /* processors of this process (terrace_pages_register) */
+  TERRACE_COPIER_DAEMON = 1,        /* the daemon, from and to this memory */
+  TERRACE_COPIER_LIBRARY_STREAM = 2 /* this library, through the engine's stream and pinned memory */
+} terrace_copier;
+/* Who copies these pages at the moment; *text (may be NULL) says why not the daemon, valid until the thread's
+ * next call. */
+TERRACE_EXPORT terrace_copier terrace_pages_copier(terrace_pages*, const char** text);
+
 /* A scatter list for memory that has no regular shape: the payload of one block is the
  * concatenation of its `n` pieces; their lengths must add up to the key space's block_bytes. */
 typedef struct terrace_piece {
@@ -298,6 +349,12 @@ TERRACE_EXPORT int terrace_op_sources_read(const terrace_op*);
 /* Waits up to timeout_us. OK: done, all blocks fine (DUPLICATE counts as fine for stores).
  * DATA_LOSS: done, some blocks have a reason. DEADLINE_EXCEEDED: not done yet. */
 TERRACE_EXPORT terrace_status terrace_op_wait(terrace_op*, uint32_t timeout_us);
+/* Loads: how many leading planes of all blocks are there and checked; the engine may use them while the
+ * rest comes. All of them when the operation is done and no block has failed; never all when one has. Pages
+ * that this library copies by processors come as a whole. Never blocks. */
+TERRACE_EXPORT uint32_t terrace_op_planes_done(const terrace_op*);
+/* Waits up to timeout_us until planes_done >= n_planes (OK) or the operation is done without (DATA_LOSS). */
+TERRACE_EXPORT terrace_status terrace_op_wait_planes(terrace_op*, uint32_t n_planes, uint32_t timeout_us);
 /* Waits up to timeout_us for terrace_op_sources_read. OK or DEADLINE_EXCEEDED. */
 TERRACE_EXPORT terrace_status terrace_op_wait_sources(terrace_op*, uint32_t timeout_us);
 /* One reason per block, in the order of the call. REQUIRES: done. Valid until terrace_op_free. */

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "gpu/copy_engine.h"
+#include "gpu/block_copier.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/memory_budget.h"
 #include "kvstore/base/mutex.h"
@@ -60,7 +60,7 @@ struct NvmeDisk {
   MemoryBudget* budget;
   NvmeMetrics* metrics;
   NvmeDeviceMetrics* device_metrics;
-  gpu::CopyEngine* copies;
+  gpu::BlockCopier* copies;
 
   NvmeIo io;
   NvmeReadArena arena;

@@ -12,7 +12,7 @@ namespace terrace::tiering {
 
 // Read and write buffers share the memory half and half.
 NvmeStore::NvmeStore(const NvmeOptions* options, size_t number, const BlockDeviceFactory* factory,
-                     const Clock* clock, MemoryBudget* budget, NvmeMetrics* metrics, gpu::CopyEngine* copies,
+                     const Clock* clock, MemoryBudget* budget, NvmeMetrics* metrics, gpu::BlockCopier* copies,
                      std::span<std::byte> io_memory, std::span<std::byte> control_memory)
     : disk_{.options = options,
             .device_options = &options->devices[number],

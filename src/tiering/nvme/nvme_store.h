@@ -31,7 +31,7 @@ class NvmeStore {
  public:
   // memory: read and write buffers, then control memory; outlives the store.
   NvmeStore(const NvmeOptions* options, size_t number, const BlockDeviceFactory* factory, const Clock* clock,
-            MemoryBudget* budget, NvmeMetrics* metrics, gpu::CopyEngine* copies,
+            MemoryBudget* budget, NvmeMetrics* metrics, gpu::BlockCopier* copies,
             std::span<std::byte> io_memory, std::span<std::byte> control_memory);
   ~NvmeStore();
 

@@ -80,7 +80,7 @@ struct NvmeTier::Impl {
 absl::StatusOr<std::unique_ptr<NvmeTier>> NvmeTier::Create(const NvmeOptions& options,
                                                            BlockDeviceFactory factory, const Clock* clock,
                                                            MemoryBudget* budget, MetricRegistry* metrics,
-                                                           gpu::CopyEngine* copies) {
+                                                           gpu::BlockCopier* copies) {
   if (absl::Status status = options.Validate(); !status.ok()) return status;
   auto impl = std::make_unique<Impl>();
   impl->options = options;

@@ -17,7 +17,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "gpu/copy_engine.h"
+#include "gpu/block_copier.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/memory_budget.h"
 #include "kvstore/base/metrics.h"
@@ -61,7 +61,7 @@ class NvmeTier {
   static absl::StatusOr<std::unique_ptr<NvmeTier>> Create(const NvmeOptions& options,
                                                           BlockDeviceFactory factory, const Clock* clock,
                                                           MemoryBudget* budget, MetricRegistry* metrics,
-                                                          gpu::CopyEngine* copies);
+                                                          gpu::BlockCopier* copies);
   // Writes a last checkpoint where the disk lets it in time (2 s), then leaves.
   ~NvmeTier();
 

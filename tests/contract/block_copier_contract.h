@@ -1,7 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// What every CopyEngine owes its caller, as a typed suite. An implementation instantiates it with a
-// factory:  struct Factory { static std::unique_ptr<gpu::CopyEngine> Make(uint32_t queue_depth); };
+// What every BlockCopier owes its caller, as a typed suite. An implementation instantiates it with a
+// factory:  struct Factory { static std::unique_ptr<gpu::BlockCopier> Make(uint32_t queue_depth); };
 #pragma once
 
 #include <gtest/gtest.h>
@@ -12,14 +12,14 @@
 #include <thread>
 #include <vector>
 
-#include "gpu/copy_engine.h"
+#include "gpu/block_copier.h"
 #include "kvstore/base/mutex.h"
 #include "testing/payload.h"
 
 namespace terrace::gpu {
 
 template <typename Factory>
-class CopyEngineContract : public ::testing::Test {
+class BlockCopierContract : public ::testing::Test {
  protected:
   static constexpr uint64_t kSeed = 4711;
 
@@ -73,7 +73,7 @@ class CopyEngineContract : public ::testing::Test {
     std::atomic<int> waiting_{0};
   };
   // Submits jobs that wait at the gate until the engine refuses; returns how many it took.
-  int Fill(CopyEngine* engine, Gate* gate, std::atomic<int>* finished) {
+  int Fill(BlockCopier* engine, Gate* gate, std::atomic<int>* finished) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
     for (int taken = 0;; ++taken) {
       waiting_works_.push_back(std::make_unique<Work>(taken, 1000));
@@ -97,9 +97,9 @@ class CopyEngineContract : public ::testing::Test {
   std::vector<std::unique_ptr<Work>> waiting_works_;
 };
 
-TYPED_TEST_SUITE_P(CopyEngineContract);
+TYPED_TEST_SUITE_P(BlockCopierContract);
 
-TYPED_TEST_P(CopyEngineContract, CopiesAndComputes) {
+TYPED_TEST_P(BlockCopierContract, CopiesAndComputes) {
   auto engine = TypeParam::Make(16);
   for (const size_t bytes : {1ul, 4095ul, 65536ul, 65537ul, 1ul << 20}) {
     typename TestFixture::Work work(bytes, bytes);
@@ -113,7 +113,7 @@ TYPED_TEST_P(CopyEngineContract, CopiesAndComputes) {
   }
 }
 
-TYPED_TEST_P(CopyEngineContract, VerifiesWhatItCopies) {
+TYPED_TEST_P(BlockCopierContract, VerifiesWhatItCopies) {
   auto engine = TypeParam::Make(16);
   typename TestFixture::Work good(1, 200'000), bad(2, 200'000), foreign(3, 200'000);
   bad.source[150'000] ^= std::byte{4};
@@ -131,7 +131,7 @@ TYPED_TEST_P(CopyEngineContract, VerifiesWhatItCopies) {
   EXPECT_FALSE(foreign.intact.load());
 }
 
-TYPED_TEST_P(CopyEngineContract, EachJobIsDoneExactlyOnce) {
+TYPED_TEST_P(BlockCopierContract, EachJobIsDoneExactlyOnce) {
   auto engine = TypeParam::Make(64);
   constexpr int kThreads = 4, kJobs = 100;
   std::vector<std::unique_ptr<typename TestFixture::Work>> works;
@@ -161,7 +161,7 @@ TYPED_TEST_P(CopyEngineContract, EachJobIsDoneExactlyOnce) {
   }
 }
 
-TYPED_TEST_P(CopyEngineContract, TheQueueIsBounded) {
+TYPED_TEST_P(BlockCopierContract, TheQueueIsBounded) {
   auto engine = TypeParam::Make(5);
   typename TestFixture::Gate gate;
   typename TestFixture::Work work(1, 1000);
@@ -179,7 +179,7 @@ TYPED_TEST_P(CopyEngineContract, TheQueueIsBounded) {
   EXPECT_EQ(work.done.load(), 1);
 }
 
-TYPED_TEST_P(CopyEngineContract, DrainWaitsForRunningJobs) {
+TYPED_TEST_P(BlockCopierContract, DrainWaitsForRunningJobs) {
   auto engine = TypeParam::Make(5);
   typename TestFixture::Gate gate;
   std::atomic<int> finished{0};
@@ -195,7 +195,7 @@ TYPED_TEST_P(CopyEngineContract, DrainWaitsForRunningJobs) {
   EXPECT_EQ(finished.load(), taken);
 }
 
-TYPED_TEST_P(CopyEngineContract, TheDestructorFinishesWhatWasTaken) {
+TYPED_TEST_P(BlockCopierContract, TheDestructorFinishesWhatWasTaken) {
   auto engine = TypeParam::Make(100);
   std::vector<std::unique_ptr<typename TestFixture::Work>> works;
   for (int i = 0; i < 50; ++i) works.push_back(std::make_unique<typename TestFixture::Work>(i, 100'000));
@@ -208,7 +208,7 @@ TYPED_TEST_P(CopyEngineContract, TheDestructorFinishesWhatWasTaken) {
 }
 
 // What done() holds (leases, sessions) must be let go with the job, not with the engine.
-TYPED_TEST_P(CopyEngineContract, WhatAJobHoldsIsFreedBeforeDrainReturns) {
+TYPED_TEST_P(BlockCopierContract, WhatAJobHoldsIsFreedBeforeDrainReturns) {
   auto engine = TypeParam::Make(5);
   typename TestFixture::Work work(1, 1000);
   auto held = std::make_shared<int>(1);
@@ -220,7 +220,7 @@ TYPED_TEST_P(CopyEngineContract, WhatAJobHoldsIsFreedBeforeDrainReturns) {
   EXPECT_EQ(held.use_count(), 1);
 }
 
-REGISTER_TYPED_TEST_SUITE_P(CopyEngineContract, CopiesAndComputes, VerifiesWhatItCopies,
+REGISTER_TYPED_TEST_SUITE_P(BlockCopierContract, CopiesAndComputes, VerifiesWhatItCopies,
                             EachJobIsDoneExactlyOnce, TheQueueIsBounded, DrainWaitsForRunningJobs,
                             TheDestructorFinishesWhatWasTaken, WhatAJobHoldsIsFreedBeforeDrainReturns);
 

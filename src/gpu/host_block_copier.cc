@@ -1,5 +1,5 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
-#include "gpu/host_copy_engine.h"
+#include "gpu/host_block_copier.h"
 
 #include <pthread.h>
 
@@ -9,14 +9,14 @@
 
 namespace terrace::gpu {
 
-HostCopyEngine::HostCopyEngine(uint32_t threads, uint32_t queue_depth) : queue_depth_(queue_depth) {
+HostBlockCopier::HostBlockCopier(uint32_t threads, uint32_t queue_depth) : queue_depth_(queue_depth) {
   for (uint32_t i = 0; i < threads; ++i) {
     threads_.emplace_back([this] { Run(); });
     pthread_setname_np(threads_.back().native_handle(), "terrace-copy");
   }
 }
 
-HostCopyEngine::~HostCopyEngine() {
+HostBlockCopier::~HostBlockCopier() {
   {
     MutexLock lock(&mu_);
     closing_ = true;
@@ -25,13 +25,13 @@ HostCopyEngine::~HostCopyEngine() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void HostCopyEngine::Copy(CopyJob& job) {
+void HostBlockCopier::Copy(CopyJob& job) {
   const bool intact = CopyBlock({&job.source, 1}, {&job.target, 1}, job.identity_seed, job.check,
                                 job.checksums, CopyStores::kStreaming);
   job.done(job, intact);
 }
 
-absl::Status HostCopyEngine::Submit(CopyJob& job) {
+absl::Status HostBlockCopier::Submit(CopyJob& job) {
   if (threads_.empty()) {
     CopyJob now = std::move(job);
     Copy(now);
@@ -49,12 +49,12 @@ absl::Status HostCopyEngine::Submit(CopyJob& job) {
   return absl::OkStatus();
 }
 
-void HostCopyEngine::Drain() {
+void HostBlockCopier::Drain() {
   MutexLock lock(&mu_);
   while (!queue_.empty() || running_ > 0) idle_.Wait(&mu_);
 }
 
-void HostCopyEngine::Run() {
+void HostBlockCopier::Run() {
   mu_.Lock();
   while (true) {
     while (queue_.empty() && !closing_) work_.Wait(&mu_);
