@@ -46,8 +46,8 @@ class DeviceMemory {
   virtual absl::Status Zero(uint64_t offset, uint64_t bytes) = 0;
 };
 
-// Owner: Daemon (by TierStack). Threads: any. Failure: a device with a sticky error (ECC, a hung copy, a reset) is fenced for
-// good: its batches end as Unavailable, Health() says why and how to recover; other devices go on.
+// Owner: TierStack. Threads: any. Failure: a device with a sticky error (ECC, a hung copy, a reset) is fenced
+// for good: its batches end as Unavailable, Health() says why and how to recover; other devices go on.
 // No CUDA call is made from static destructors or with a lock held.
 class Gpus {
  public:

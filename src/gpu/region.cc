@@ -40,8 +40,8 @@ absl::Status RegionLayout::Validate(std::span<const uint64_t> allocation_bytes) 
     if (__builtin_mul_overflow(n_pages - 1, plane.stride, &last) || __builtin_add_overflow(last, plane.offset, &last) ||
         __builtin_add_overflow(last, plane.bytes, &end) || end > size) {
       return absl::InvalidArgumentError(absl::StrCat("plane ", i, ": ", n_pages, " pages of ", plane.stride,
-                                                     " bytes from ", plane.offset, " do not lie inside its allocation of ",
-                                                     size, " bytes"));
+                                                     " bytes from ", plane.offset,
+                                                     " do not lie inside its allocation of ", size, " bytes"));
     }
     if (__builtin_add_overflow(page_bytes, plane.bytes, &page_bytes)) {
       return absl::InvalidArgumentError("the planes' bytes do not add up");

@@ -26,6 +26,7 @@
 #include "kvstore/key_space.h"
 #include "tiering/nvme/nvme_tier.h"
 #include "tiering/policy/retention.h"
+#include "tiering/region_requests.h"
 
 namespace terrace::tiering {
 
@@ -110,35 +111,6 @@ struct PutRequest {
   std::function<void(Reason)> done;
 };
 
-// Blocks from the pages of an engine's region. One batch of the copy engine.
-struct RegionStoreRequest {
-  std::shared_ptr<gpu::Region> region;
-  const kv::KeySpace* key_space = nullptr;  // its block_bytes must be the region's page_bytes
-  std::vector<kv::BlockKey> keys;
-  std::vector<uint64_t> pages;            // as many
-  std::optional<kv::BlockKey> parent;     // of the first; not with independent
-  bool independent = false;               // no block has a parent; else each one's is the one before
-  RetentionHint hint;
-  uint32_t after_event = gpu::kNoEvent;
-  // Called once, before or with done: no page is read any more.
-  std::function<void()> sources_read;
-  // Called exactly once, on any thread: a reason for each block, as for PutRequest.
-  std::function<void(std::span<const Reason>)> done;
-};
-
-// Blocks into the pages of an engine's region. The blocks are held for the time of the load.
-struct RegionLoadRequest {
-  std::shared_ptr<gpu::Region> region;
-  const kv::KeySpace* key_space = nullptr;
-  std::vector<kv::BlockKey> keys;
-  std::vector<uint64_t> pages;
-  uint32_t after_event = gpu::kNoEvent;
-  int64_t timeout_ns = 0;  // for what is pending
-  std::function<void(uint32_t n_planes)> planes_done;  // optional, as CopyBatch: of all blocks of the request
-  // Called exactly once, on any thread. kNone: the page holds the block, checked. Else its bytes are undefined.
-  std::function<void(std::span<const Reason>)> done;
-};
-
 class TierStack;
 
 // What one client holds: its leases. Its end gives all of them back.
@@ -185,8 +157,8 @@ class Session {
   void Put(PutRequest request);
 
   // Opens an engine's memory for copies by the daemon. The region is the caller's: when its client is gone, it
-  // calls Fence() and lets go. device_uuid all zero: host memory. FailedPrecondition: this daemon cannot reach that memory
-  // (no GPU, regions are switched off), the client must copy by itself.
+  // calls Fence() and lets go. device_uuid all zero: host memory. FailedPrecondition: this daemon cannot reach
+  // that memory (no GPU, regions are switched off), the client must copy by itself.
   absl::StatusOr<std::shared_ptr<gpu::Region>> OpenRegion(const gpu::DeviceUuid& device_uuid,
                                                           gpu::RegionLayout layout,
                                                           std::span<const gpu::AllocationHandle> allocations,

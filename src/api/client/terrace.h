@@ -202,8 +202,8 @@ typedef struct terrace_device_pages {
 } terrace_device_pages;
 
 /* The planes are GPU memory of one device, made by cudaMalloc (exported by a CUDA IPC handle), by the VMM API
- * with POSIX-descriptor handles (PyTorch's expandable segments), or by neither (copied by this library). With
- * a daemon that can reach the device it copies by itself; it opens the memory once. Otherwise, and while it is not there,
+ * with POSIX-descriptor handles (PyTorch's expandable segments), or by neither (copied by this library). A
+ * daemon that can reach the device opens the memory once and copies by itself; otherwise, and until it has,
  * TERRACE_PAGES_NO_EXPORT's way is taken. The calling thread's current context must be that of the memory.
  * Loads and stores are those of other pages: terrace_load, terrace_store (not the *_pieces ones).
  * FAILED_PRECONDITION: no driver here, or a library built without CUDA. INVALID_ARGUMENT: not GPU memory, of

@@ -164,6 +164,11 @@ absl::Status ClientConnection::Handle(const wire::Header& header, Bytes body) {
     case wire::Type::kPing:
       Reply(header, {});
       return absl::OkStatus();
+    case wire::Type::kRegisterRegion:
+    case wire::Type::kUnregisterRegion:
+    case wire::Type::kRegionStore:
+    case wire::Type::kRegionLoad:
+      return absl::UnimplementedError("regions");
     case wire::Type::kHello:
     case wire::Type::kSegmentGone:
       break;

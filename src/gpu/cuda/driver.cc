@@ -12,8 +12,7 @@ namespace {
 
 // Looked up by what version of the interface this was compiled against: the driver has several of a name.
 void* FindOptional(void* library, const char* name) {
-  const auto find = reinterpret_cast<CUresult (*)(const char*, void**, int, cuuint64_t, CUdriverProcAddressQueryResult*)>(
-      dlsym(library, "cuGetProcAddress_v2"));
+  const auto find = reinterpret_cast<decltype(&::cuGetProcAddress)>(dlsym(library, "cuGetProcAddress_v2"));
   void* found = nullptr;
   CUdriverProcAddressQueryResult status{};
   if (find == nullptr || find(name, &found, CUDA_VERSION, CU_GET_PROC_ADDRESS_DEFAULT, &status) != CUDA_SUCCESS ||

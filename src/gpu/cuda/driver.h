@@ -44,8 +44,8 @@ struct Driver {
   decltype(&::cuMemcpyBatchAsync) cuMemcpyBatchAsync = nullptr;  // may be null: drivers before 13.0
   int version = 0;  // cuDriverGetVersion: 13000 is 13.0
 
-  // Opens the library and calls cuInit. null: *why says what is missing and what to do. The library is never closed: the driver
-  // has threads of its own. `library`: as for dlopen().
+  // Opens the library (never closed again) and calls cuInit. null: *why says what is missing and what to do.
+  // `library`: as for dlopen().
   static std::shared_ptr<const Driver> Load(const std::string& library, std::string* why);
 
   // "CUDA_ERROR_OUT_OF_MEMORY: out of memory".
