@@ -78,6 +78,9 @@ class Gpus {
   virtual void UnpinHost(std::byte* base) = 0;
 
   virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(uint32_t device, uint64_t bytes) = 0;
+  // Memory of Allocate (the GPU tier's) as a region of one allocation, for copies between it and host frames. The
+  // memory must outlive the region's batches.
+  virtual absl::StatusOr<std::shared_ptr<Region>> WrapMemory(const DeviceMemory& memory, RegionLayout layout) = 0;
 };
 
 }  // namespace terrace::gpu
