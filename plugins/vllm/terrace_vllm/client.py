@@ -19,6 +19,7 @@ API_VERSION = 2
 OK = 0
 INVALID_ARGUMENT = 3
 DEADLINE_EXCEEDED = 4
+FAILED_PRECONDITION = 9
 UNAVAILABLE = 14
 DATA_LOSS = 15
 
@@ -28,6 +29,12 @@ STORE_CHAIN = 0
 STORE_INDEPENDENT = 1
 
 LOOKUP_MAY_WAIT = 2
+
+PAGES_NO_EXPORT = 1
+
+COPIER_LIBRARY = 0
+COPIER_DAEMON = 1
+COPIER_LIBRARY_STREAM = 2
 
 REASON_NONE = 0
 REASON_PENDING = 10
@@ -62,6 +69,17 @@ class _KeyspaceDesc(ctypes.Structure):
 
 class _Plane(ctypes.Structure):
     _fields_ = [("base", c_void_p), ("stride", c_uint64), ("bytes", c_uint64)]
+
+
+class _DevicePages(ctypes.Structure):
+    _fields_ = [
+        ("struct_bytes", c_size_t), ("planes", POINTER(_Plane)), ("n_planes", c_uint32),
+        ("flags", c_uint32), ("n_blocks", c_uint64), ("stream", c_void_p),
+    ]
+
+
+class _SharedMemory(ctypes.Structure):
+    _fields_ = [("fd", c_int), ("base", c_void_p), ("bytes", c_uint64)]
 
 
 class _LookupPart(ctypes.Structure):
@@ -118,6 +136,17 @@ _SIGNATURES = {
     "terrace_get_stats": (c_int, [c_void_p, POINTER(_ClientStats)]),
 }
 
+# Since API 3. A library without them serves engines in host memory, whose pages it copies itself.
+_SIGNATURES_3 = {
+    "terrace_device_pages_register": (c_int, [c_void_p, POINTER(_DevicePages), POINTER(c_void_p)]),
+    "terrace_shared_pages_register": (c_int, [c_void_p, POINTER(_SharedMemory), c_uint32,
+                                              POINTER(_Plane), c_uint32, c_uint64,
+                                              POINTER(c_void_p)]),
+    "terrace_pages_copier": (c_int, [c_void_p, POINTER(c_char_p)]),
+    "terrace_op_planes_done": (c_uint32, [c_void_p]),
+    "terrace_op_wait_planes": (c_int, [c_void_p, c_uint32, c_uint32]),
+}
+
 
 def library_candidates(explicit: Optional[str] = None) -> List[str]:
     """Where libterrace.so is looked for, in order. An explicit path is the only candidate."""
@@ -162,6 +191,16 @@ class Library:
                 raise OSError(f"{candidate} lacks {name}: it is older than this plugin; update Terrace")
             function.restype, function.argtypes = result, arguments
             setattr(self, name[len("terrace_"):], function)
+        self.has_regions = all(hasattr(self._dll, name) for name in _SIGNATURES_3)
+        for name, (result, arguments) in _SIGNATURES_3.items() if self.has_regions else ():
+            function = getattr(self._dll, name)
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name[len("terrace_"):], function)
+
+    def need_regions(self, what: str) -> None:
+        if not self.has_regions:
+            raise TerraceError(FAILED_PRECONDITION, f"{what} needs libterrace API 3 or later; "
+                                                    f"{self.path} is older: update Terrace")
 
     def check(self, status: int) -> None:
         if status != OK:
@@ -215,6 +254,12 @@ class Pages:
     def __init__(self, library: Library, handle: c_void_p) -> None:
         self._library, self.handle = library, handle
 
+    def copier(self) -> Tuple[int, str]:
+        """Who copies these pages at the moment (COPIER_*), and why not the daemon."""
+        text = c_char_p()
+        copier = self._library.pages_copier(self.handle, ctypes.byref(text))
+        return copier, (text.value or b"").decode(errors="replace")
+
     def close(self) -> None:
         handle, self.handle = self.handle, None
         if handle:
@@ -244,6 +289,14 @@ class Operation:
     def wait_sources(self, timeout_us: int) -> bool:
         return self._handle is None or (
             self._library.op_wait_sources(self._handle, timeout_us) == OK)
+
+    def planes_done(self) -> int:
+        """Of a load: leading planes of all blocks that are there and checked."""
+        return self._library.op_planes_done(self._handle)
+
+    def wait_planes(self, n_planes: int, timeout_us: int) -> int:
+        """OK: they are there. DATA_LOSS: the load is done without. DEADLINE_EXCEEDED: not yet."""
+        return self._library.op_wait_planes(self._handle, n_planes, timeout_us)
 
     def reasons(self) -> bytes:
         """One terrace_reason per block. REQUIRES: done()."""
@@ -307,6 +360,29 @@ class Client:
         handle = c_void_p()
         self.library.check(self.library.pages_register(
             self._handle, array, len(planes), n_blocks, ctypes.byref(handle)))
+        return Pages(self.library, handle)
+
+    def register_device_pages(self, planes: Sequence[Tuple[int, int, int]], n_blocks: int,
+                              stream: int, flags: int = 0) -> Pages:
+        """GPU memory; stream: the engine's CUstream, 0 the legacy default one. See terrace_device_pages."""
+        self.library.need_regions("a KV cache in GPU memory")
+        array = (_Plane * len(planes))(*planes)
+        asked = _DevicePages(ctypes.sizeof(_DevicePages), array, len(planes), flags, n_blocks,
+                             stream or None)
+        handle = c_void_p()
+        self.library.check(self.library.device_pages_register(
+            self._handle, ctypes.byref(asked), ctypes.byref(handle)))
+        return Pages(self.library, handle)
+
+    def register_shared_pages(self, memory: Sequence[Tuple[int, int, int]],
+                              planes: Sequence[Tuple[int, int, int]], n_blocks: int) -> Pages:
+        """Host memory in sealed files. memory: (descriptor, address of its mapping, bytes) each."""
+        self.library.need_regions("memory that the daemon copies")
+        files = (_SharedMemory * len(memory))(*memory)
+        array = (_Plane * len(planes))(*planes)
+        handle = c_void_p()
+        self.library.check(self.library.shared_pages_register(
+            self._handle, files, len(memory), array, len(planes), n_blocks, ctypes.byref(handle)))
         return Pages(self.library, handle)
 
     def lookup(self, parts: Sequence[Tuple[KeySpace, bytes, int]], timeout_us: int,
