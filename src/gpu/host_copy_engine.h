@@ -10,7 +10,9 @@
 
 namespace terrace::gpu {
 
-// Owner: TierStack. Threads: its own. Limits: queue_depth batches waiting in each direction.
+// Owner: TierStack. Threads: its own; with none of them Submit copies at once, on the caller's (simulation).
+// Limits: queue_depth batches waiting in each direction. Stores wait for as long as there are loads.
+// Failure: bytes that differ from their checksums make a page not intact; there is no other.
 class HostCopyEngine final : public CopyEngine {
  public:
   HostCopyEngine(uint32_t threads, uint32_t queue_depth);

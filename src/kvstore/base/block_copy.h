@@ -17,6 +17,14 @@ namespace terrace {
 
 inline constexpr size_t kChecksumSegmentBytes = 64 * 1024;
 
+// Each segment's seed is this much from the one before.
+inline constexpr uint64_t kSegmentSeedStep = 0x9E3779B97F4A7C15ull;
+
+// The identity seed under which CopyBlock handles the part of a block that begins with that segment.
+constexpr uint64_t SeedFromSegment(uint64_t identity_seed, uint64_t first_segment) {
+  return identity_seed + first_segment * kSegmentSeedStep;
+}
+
 // Number of checksums of a payload.
 constexpr size_t ChecksumCount(uint64_t payload_bytes) {
   return static_cast<size_t>((payload_bytes + kChecksumSegmentBytes - 1) / kChecksumSegmentBytes);

@@ -65,7 +65,7 @@ bool CopyBlock(std::span<const Piece> source, std::span<const Piece> target, uin
   XXH3_INITSTATE(&state);  // else an old seed on the stack that equals ours keeps its half-overwritten secret
   alignas(64) std::byte buffer[kRunBytes];
   for (size_t segment = 0; segment < checksums.size() && intact; ++segment) {
-    XXH3_64bits_reset_withSeed(&state, identity_seed + segment * 0x9E3779B97F4A7C15ull);
+    XXH3_64bits_reset_withSeed(&state, SeedFromSegment(identity_seed, segment));
     size_t left = kChecksumSegmentBytes;
     while (left > 0 && source_piece < source.size()) {
       if (source_offset == source[source_piece].bytes) {
