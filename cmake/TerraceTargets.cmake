@@ -20,8 +20,10 @@ if(LLD AND CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
 endif()
 
 # Warnings are errors in our own code only: linked PRIVATE.
+option(TERRACE_WERROR "Warnings are errors (off: for compilers that the project is not built with every day)" ON)
 add_library(terrace_warnings INTERFACE)
-target_compile_options(terrace_warnings INTERFACE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror
+target_compile_options(terrace_warnings INTERFACE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
+  $<$<BOOL:${TERRACE_WERROR}>:-Werror>
   $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety -Wthread-safety-beta>)
 
 if(TERRACE_SANITIZE)
