@@ -24,7 +24,7 @@ CLIENT_MAY_SEE = {"kvstore/base/block_copy.h", "kvstore/base/reason.h", "kvstore
 # (name, include pattern, paths where it may stand)
 FOREIGN = (
     ("CUDA and NCCL", re.compile(r"^(cuda|cudart|cublas|cufile|nccl|nvml)[\w./]*\.h$"),
-     re.compile(r"^src/gpu/(cuda/[^/]+|[^/]+\.(cc|cu))$|^src/api/client/[^/]+\.cc$|^(tests|bench)/")),
+     re.compile(r"^src/gpu/((cuda|nccl)/[^/]+|[^/]+\.(cc|cu))$|^src/api/client/[^/]+\.cc$|^(tests|bench)/")),
     ("liburing", re.compile(r"^liburing"), re.compile(r"^src/tiering/io/[^/]+\.cc$")),
     ("gRPC and Protobuf", re.compile(r"^(grpc|grpcpp|google/protobuf|terrace/v1)/|\.pb\.h$"),
      re.compile(r"^src/api/(?!client/|engine/)")),
