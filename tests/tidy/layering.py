@@ -19,7 +19,7 @@ ALLOWED = {
 }
 # libterrace is linked into foreign processes: beside its own files it may see these and no more.
 CLIENT_MAY_SEE = {"kvstore/base/block_copy.h", "kvstore/base/reason.h", "kvstore/block_header.h",
-                  "api/engine/wire.h"}
+                  "api/engine/wire.h", "api/engine/wire_region.h", "gpu/cuda/driver.h"}
 
 # (name, include pattern, paths where it may stand)
 FOREIGN = (

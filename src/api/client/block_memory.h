@@ -14,6 +14,9 @@
 
 namespace terrace::client {
 
+class DevicePages;
+class Region;
+
 // A registered set of planes. Owner: shared by the caller's handle and operations under way.
 // Threads: any; the planes never change. The gate is closed when the caller frees the pages.
 class Pages {
@@ -23,6 +26,11 @@ class Pages {
   static Result Create(const terrace_plane* planes, uint32_t n_planes, uint64_t n_blocks,
                        std::shared_ptr<Pages>* out);
 
+  // Set before anybody else has the pages: who may copy them beside the library's processors. null: nobody.
+  std::shared_ptr<Region> region;
+  std::shared_ptr<DevicePages> device;  // GPU memory: processors must not touch it
+
+  uint32_t n_planes() const { return static_cast<uint32_t>(planes_.size()); }
   uint64_t n_blocks() const { return n_blocks_; }
   uint64_t block_bytes() const { return block_bytes_; }
   void AppendPieces(uint64_t block_id, std::vector<Piece>* out) const;
@@ -43,6 +51,9 @@ class BlockMemory {
   static Result FromPieces(const terrace_piece* pieces, const uint32_t* piece_counts, uint32_t n,
                            uint64_t block_bytes, BlockMemory* out);
 
+  const std::vector<uint64_t>& block_ids() const { return block_ids_; }  // of pages
+  const std::shared_ptr<Pages>& pages() const { return pages_; }         // null: a scatter list
+  uint32_t n_planes() const { return pages_ == nullptr ? 1 : pages_->n_planes(); }
   // Pieces of the operation's i-th block, in payload order.
   void GetPieces(uint32_t i, std::vector<Piece>* out) const;
   // Around each touch of the memory. False: the caller has freed the pages.

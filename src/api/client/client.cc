@@ -359,9 +359,49 @@ terrace_status terrace_pages_register(terrace_client* client, const terrace_plan
   return Answer(result);
 }
 
+terrace_status terrace_shared_pages_register(terrace_client* client, const terrace_shared_memory* memory,
+                                             uint32_t n_memory, const terrace_plane* planes,
+                                             uint32_t n_planes, uint64_t n_blocks, terrace_pages** pages) {
+  if (pages != nullptr) *pages = nullptr;
+  if (Result checked = CheckClient(client); !checked.ok()) return Answer(checked);
+  if (pages == nullptr) return Answer(Fail(TERRACE_INVALID_ARGUMENT, "pages is NULL"));
+  std::shared_ptr<Pages> made;
+  Result result = Pages::Create(planes, n_planes, n_blocks, &made);
+  if (result.ok()) {
+    result = Region::FromSharedMemory(memory, n_memory, planes, n_planes, n_blocks, &made->region);
+  }
+  Core& core = *client->core;
+  if (result.ok()) {
+    result = core.regions.Add(made->region, Deadline::AfterMs(core.link.request_timeout_ms()));
+  }
+  if (result.ok()) *pages = new terrace_pages{client->core, std::move(made)};
+  return Answer(result);
+}
+
+terrace_copier terrace_pages_copier(terrace_pages* pages, const char** text) {
+  thread_local char kept[256];
+  std::string why = "not pages that a daemon could open: registered by terrace_pages_register";
+  if (text != nullptr) *text = kept;
+  terrace_copier copier = TERRACE_COPIER_LIBRARY;
+  if (pages == nullptr) {
+    why = "pages is NULL";
+  } else if (pages->core->InForkedChild()) {
+    why = "these pages were registered before fork()";
+  } else if (pages->pages->region != nullptr) {
+    why = pages->pages->region->why();
+    if (pages->pages->region->opened() != nullptr) copier = TERRACE_COPIER_DAEMON;
+  }
+  kept[why.copy(kept, sizeof(kept) - 1)] = '\0';
+  return copier;
+}
+
 void terrace_pages_free(terrace_pages* pages) {
   if (pages == nullptr || pages->core->InForkedChild()) return;
   pages->pages->gate().Close();
+  Core& core = *pages->core;
+  if (pages->pages->region != nullptr) {
+    core.regions.Remove(pages->pages->region, Deadline::AfterMs(core.link.request_timeout_ms()));
+  }
   delete pages;
 }
 

@@ -1,6 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
 // The C entry points for loads and stores.
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -74,6 +75,31 @@ Result Prepare(terrace_client* client, terrace_keyspace* keyspace, const uint8_t
   return {};
 }
 
+// The region of the pages, if the daemon has it open that the key space was opened at.
+std::shared_ptr<OpenRegion> UsableRegion(const Op::Work& work) {
+  const std::shared_ptr<Pages>& pages = work.memory.pages();
+  if (pages == nullptr || pages->region == nullptr) return nullptr;
+  std::shared_ptr<OpenRegion> opened = pages->region->opened();
+  return opened != nullptr && opened->epoch() == work.opened.epoch ? opened : nullptr;
+}
+
+// Two blocks at a time into one page leave a mixture of both there.
+Result CheckDistinct(const std::vector<uint64_t>& block_ids) {
+  std::vector<uint64_t> sorted = block_ids;
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  if (twice == sorted.end()) return {};
+  return Fail(TERRACE_INVALID_ARGUMENT, "block_ids names %llu twice", static_cast<unsigned long long>(*twice));
+}
+
+Result SubmitToRegion(terrace_client* client, Op::Work work, std::shared_ptr<OpenRegion> region,
+                      const RegionOp::Options& options, terrace_op** op) {
+  auto made = std::make_shared<RegionOp>(std::move(work), std::move(region), options);
+  if (Result queued = client->core->regions.Submit(made); !queued.ok()) return queued;
+  *op = new terrace_op{client->core, std::move(made)};
+  return {};
+}
+
 Result Load(terrace_client* client, terrace_keyspace* keyspace, const terrace_ref* refs,
             const uint8_t* keys, uint32_t n, const MemoryArguments& memory, terrace_op** op) {
   Op::Work work;
@@ -81,7 +107,15 @@ Result Load(terrace_client* client, terrace_keyspace* keyspace, const terrace_re
   Result prepared = Prepare(client, keyspace, keys, n, memory, op, &work, &connection);
   if (!prepared.ok()) return prepared;
   if (refs == nullptr) return Fail(TERRACE_INVALID_ARGUMENT, "refs is NULL");
+  if (memory.is_pages && memory.pages->pages->region != nullptr) {
+    if (Result distinct = CheckDistinct(work.memory.block_ids()); !distinct.ok()) return distinct;
+  }
   Core& core = *client->core;
+  if (std::shared_ptr<OpenRegion> region = UsableRegion(work); region != nullptr) {
+    return SubmitToRegion(client, std::move(work), std::move(region),
+                          {.is_load = true, .refs = refs, .load_timeout_ns = int64_t{core.load_timeout_ms} * 1'000'000},
+                          op);
+  }
   auto load = std::make_shared<LoadOp>(std::move(work), refs, std::move(connection),
                                        core.link.segments(), core.link.request_timeout_ms());
   if (!load->pending().empty()) {
@@ -111,6 +145,15 @@ Result Store(terrace_client* client, terrace_keyspace* keyspace, const uint8_t* 
   if (independent && parent_key != nullptr) {
     return Fail(TERRACE_INVALID_ARGUMENT, "parent_key is given for independent blocks");
   }
+  std::optional<KeyBytes> parent;
+  if (parent_key != nullptr) {
+    parent.emplace();
+    std::memcpy(parent->data(), parent_key, parent->size());
+  }
+  if (std::shared_ptr<OpenRegion> region = UsableRegion(work); region != nullptr) {
+    return SubmitToRegion(client, std::move(work), std::move(region),
+                          {.parent = parent, .independent = independent, .retention = wire_retention}, op);
+  }
   const uint64_t most = connection->welcome().staging_bytes_max;
   if (work.key_space->block_bytes() > most) {
     return Fail(TERRACE_RESOURCE_EXHAUSTED,
@@ -118,11 +161,6 @@ Result Store(terrace_client* client, terrace_keyspace* keyspace, const uint8_t* 
                 "engine.staging_bytes_max there",
                 static_cast<unsigned long long>(work.key_space->block_bytes()),
                 static_cast<unsigned long long>(most));
-  }
-  std::optional<KeyBytes> parent;
-  if (parent_key != nullptr) {
-    parent.emplace();
-    std::memcpy(parent->data(), parent_key, parent->size());
   }
   auto store = std::make_shared<StoreOp>(std::move(work), parent, independent, wire_retention);
   if (Result queued = client->core->stores.Submit(store); !queued.ok()) return queued;
@@ -159,6 +197,19 @@ Result Wait(terrace_op* op, uint32_t timeout_us) {
   }
   if (op->op->all_fine()) return {};
   return Fail(TERRACE_DATA_LOSS, "some blocks were not served or stored: terrace_op_reasons says why");
+}
+
+Result WaitPlanes(terrace_op* op, uint32_t n_planes, uint32_t timeout_us) {
+  if (Result checked = CheckOp(op); !checked.ok()) return checked;
+  const uint32_t all = op->op->work.memory.n_planes();
+  if (n_planes > all) return Fail(TERRACE_INVALID_ARGUMENT, "n_planes is %u, the pages have %u", n_planes, all);
+  const Deadline deadline = Deadline::AfterUs(timeout_us);
+  op->op->Help(deadline);
+  if (op->op->WaitPlanes(n_planes, deadline)) return {};
+  if (op->op->done() && op->op->PlanesDone() < n_planes) {
+    return Fail(TERRACE_DATA_LOSS, "some blocks were not served: terrace_op_reasons says why");
+  }
+  return Fail(TERRACE_DEADLINE_EXCEEDED, "the planes are not all there yet");
 }
 
 }  // namespace
@@ -221,6 +272,14 @@ terrace_status terrace_op_wait_sources(terrace_op* op, uint32_t timeout_us) {
   if (Result checked = CheckOp(op); !checked.ok()) return Answer(checked);
   if (op->op->WaitSourcesRead(Deadline::AfterUs(timeout_us))) return TERRACE_OK;
   return Answer(Fail(TERRACE_DEADLINE_EXCEEDED, "not all sources are read yet"));
+}
+
+uint32_t terrace_op_planes_done(const terrace_op* op) {
+  return op != nullptr && !op->core->InForkedChild() ? op->op->PlanesDone() : 0;
+}
+
+terrace_status terrace_op_wait_planes(terrace_op* op, uint32_t n_planes, uint32_t timeout_us) {
+  return Answer(WaitPlanes(op, n_planes, timeout_us));
 }
 
 const uint8_t* terrace_op_reasons(const terrace_op* op, uint32_t* n) {

@@ -2,6 +2,7 @@
 #include "api/client/connection.h"
 
 #include <poll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -74,10 +75,10 @@ Result Connection::Open(Deadline deadline) {
 }
 
 PacketSocket::Io Connection::SendLocked(wire::Type type, std::initializer_list<iovec> parts,
-                                        Request* request, uint16_t flags) {
+                                        Request* request, uint16_t flags, std::span<const int> descriptors) {
   wire::Header header{};
   header.magic = wire::kMagic;
-  header.version = wire::kVersion;
+  header.version = welcome_.version == 0 ? wire::kVersion : welcome_.version;
   header.type = static_cast<uint16_t>(type);
   header.flags = flags;
   header.request_id = next_id_;
@@ -88,7 +89,7 @@ PacketSocket::Io Connection::SendLocked(wire::Type type, std::initializer_list<i
     header.body_bytes += part.iov_len;
     all[count++] = part;
   }
-  const PacketSocket::Io io = socket_.Send({all, count});
+  const PacketSocket::Io io = socket_.Send({all, count}, descriptors);
   if (io != PacketSocket::Io::kDone) return io;
   ++next_id_;
   if (request != nullptr) {
@@ -99,13 +100,13 @@ PacketSocket::Io Connection::SendLocked(wire::Type type, std::initializer_list<i
 }
 
 Result Connection::Send(wire::Type type, std::initializer_list<iovec> parts, Request* request,
-                        Deadline deadline) {
+                        Deadline deadline, std::span<const int> descriptors) {
   const uint16_t flags = request == nullptr ? wire::kFlagNoReply : 0;
   std::unique_lock lock(mu_);
   for (;;) {
     if (broken()) return BrokenResult();
     FlushReleasesLocked();
-    const PacketSocket::Io io = SendLocked(type, parts, request, flags);
+    const PacketSocket::Io io = SendLocked(type, parts, request, flags, descriptors);
     if (io == PacketSocket::Io::kDone) return {};
     if (io == PacketSocket::Io::kBroken) {
       BreakLocked();
@@ -236,8 +237,8 @@ Result Connection::Wait(std::span<Request* const> requests, Deadline deadline) {
 }
 
 Result Connection::Call(wire::Type type, std::initializer_list<iovec> parts, Request* request,
-                        Deadline deadline) {
-  if (Result sent = Send(type, parts, request, deadline); !sent.ok()) return sent;
+                        Deadline deadline, std::span<const int> descriptors) {
+  if (Result sent = Send(type, parts, request, deadline, descriptors); !sent.ok()) return sent;
   Request* const requests[] = {request};
   if (Result waited = Wait(requests, deadline); !waited.ok()) return waited;
   return request->result();
@@ -328,9 +329,20 @@ void Connection::Break() {
 
 void Connection::BreakLocked() {
   if (broken_.exchange(true)) return;
-  socket_.Shutdown();
+  socket_.Shutdown(options_.watch_end ? SHUT_WR : SHUT_RDWR);
   changed_.notify_all();
   options_.on_trouble->Wake();
+}
+
+bool Connection::AtEnd() {
+  for (;;) {
+    Descriptors descriptors;
+    size_t bytes = 0;
+    const PacketSocket::Io io =
+        socket_.Receive(receive_buffer_.get(), wire::kMaxPacketBytes, &bytes, &descriptors);
+    if (io == PacketSocket::Io::kNotNow) return false;
+    if (io == PacketSocket::Io::kBroken) return socket_.PeerHasClosed();
+  }
 }
 
 Result Connection::BrokenResult() const {

@@ -51,6 +51,7 @@ class Request {
   // REQUIRES: done. What the daemon said, or what OnReply made of it.
   const Result& result() const { return result_; }
   uint32_t error_reason() const { return error_reason_; }  // of a failed reply; 0: none given
+  uint32_t id() const { return id_; }                      // REQUIRES: sent
   // Makes it fit to be asked once more. REQUIRES: done, or never asked.
   void Renew() { done_ = false; }
 
@@ -78,6 +79,8 @@ class Connection {
     // Called under the connection's lock when the daemon gives up a segment.
     std::function<void(uint32_t segment_id)> on_segment_gone;
     std::shared_ptr<WakeFd> on_trouble;  // woken when the connection breaks or becomes suspect
+    // A broken connection can still be read to its end, by AtEnd().
+    bool watch_end = false;
   };
   explicit Connection(Options options);
   ~Connection();
@@ -88,12 +91,12 @@ class Connection {
 
   // Sends header + parts. request == nullptr: no reply is wanted. On failure the request is not under way.
   // Waits (receiving meanwhile) only if the socket is full.
-  Result Send(wire::Type type, std::initializer_list<iovec> parts, Request* request,
-              Deadline deadline);
+  Result Send(wire::Type type, std::initializer_list<iovec> parts, Request* request, Deadline deadline,
+              std::span<const int> descriptors = {});
   // Waits until all are done. Those that are not when it fails are forgotten.
   Result Wait(std::span<Request* const> requests, Deadline deadline);
-  Result Call(wire::Type type, std::initializer_list<iovec> parts, Request* request,
-              Deadline deadline);
+  Result Call(wire::Type type, std::initializer_list<iovec> parts, Request* request, Deadline deadline,
+              std::span<const int> descriptors = {});
   // The request gets no reply any more. A lease that comes with a late answer is given back.
   void Forget(Request* request);
 
@@ -114,11 +117,15 @@ class Connection {
   bool suspect() const { return suspect_.load(std::memory_order_relaxed); }
   void Ping();  // asks for a sign of life; does not wait
   void Break(); // ends it: all who wait return at once
+  // True when the daemon has closed its end, too, which it does when it has let go of all that the connection
+  // had. REQUIRES: broken, options.watch_end, no other thread receives. Does not wait.
+  bool AtEnd();
+  int PeerPid() const { return socket_.PeerPid(); }  // of the process that listens; 0: unknown
 
  private:
   enum class Received { kPacket, kNothing, kBroken };
   PacketSocket::Io SendLocked(wire::Type type, std::initializer_list<iovec> parts, Request* request,
-                              uint16_t flags);
+                              uint16_t flags, std::span<const int> descriptors = {});
   // REQUIRES: this thread has the receiving role. Releases the lock while it waits.
   Received ReceiveLocked(std::unique_lock<std::mutex>& lock, short events, int wake, Deadline deadline);
   bool DispatchLocked(size_t bytes, Descriptors* descriptors);

@@ -12,6 +12,7 @@
 #include "api/client/link.h"
 #include "api/client/locator.h"
 #include "api/client/op.h"
+#include "api/client/region_link.h"
 #include "api/client/stats.h"
 #include "api/client/store_queue.h"
 #include "api/client/terrace.h"
@@ -31,10 +32,14 @@ struct Core {
       : link(options.link, stats),
         copies(options.copy_threads),
         stores(&link, options.staging_bytes),
-        locator(&link, &copies, int64_t{options.load_timeout_ms} * 1'000'000) {}
+        locator(&link, &copies, int64_t{options.load_timeout_ms} * 1'000'000),
+        regions(&link),
+        load_timeout_ms(options.load_timeout_ms) {}
 
   void Stop() {
-    locator.Stop();  // before the link, whose end would look like the daemon's; and before the copies
+    // Before the link, whose end would look like the daemon's; and before the copies.
+    regions.Stop();
+    locator.Stop();
     link.Stop();
     stores.Stop();
     copies.Stop();
@@ -47,6 +52,8 @@ struct Core {
   CopyPool copies;
   StoreQueue stores;
   Locator locator;
+  RegionLink regions;
+  const uint32_t load_timeout_ms;
 };
 
 // FAILED_PRECONDITION in a forked child.

@@ -17,7 +17,27 @@ bool Op::WaitDone(Deadline deadline) {
 bool Op::WaitSourcesRead(Deadline deadline) {
   if (sources_read()) return true;
   std::unique_lock lock(mu_);
-  return changed_.wait_until(lock, deadline.AsTimePoint(), [this] { return sources_read(); });
+  while (!sources_read()) {
+    if (deadline.Passed()) return false;
+    WaitChange(lock, deadline);
+  }
+  return true;
+}
+
+bool Op::WaitPlanes(uint32_t n_planes, Deadline deadline) {
+  std::unique_lock lock(mu_);
+  for (;;) {
+    const bool ended = done();  // before its planes are looked at: they do not grow afterwards
+    if (PlanesDone() >= n_planes) return true;
+    if (ended || deadline.Passed()) return false;
+    WaitChange(lock, deadline);
+  }
+}
+
+void Op::WaitChange(std::unique_lock<std::mutex>& lock, Deadline deadline) {
+  const int64_t poll_ns = PollNs();
+  if (poll_ns > 0) deadline.at_ns = std::min(deadline.at_ns, NowNs() + poll_ns);
+  changed_.wait_until(lock, deadline.AsTimePoint());
 }
 
 bool Op::all_fine() const {

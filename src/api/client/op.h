@@ -41,12 +41,19 @@ class Op {
 
   uint32_t n() const { return static_cast<uint32_t>(work.keys.size()); }
   bool done() const { return done_.load(std::memory_order_acquire); }
-  bool sources_read() const { return sources_read_.load(std::memory_order_acquire); }
+  bool sources_read() const { return sources_read_.load(std::memory_order_acquire) || CheckSourcesRead(); }
   // False when the deadline passed first.
   bool WaitDone(Deadline deadline);
   bool WaitSourcesRead(Deadline deadline);
+  // True when that many planes are there; false: the operation is done without, or the deadline passed first.
+  bool WaitPlanes(uint32_t n_planes, Deadline deadline);
   const std::vector<uint8_t>& reasons() const { return reasons_; }  // REQUIRES: done
   bool all_fine() const;                                            // REQUIRES: done
+
+  // Leading planes of all blocks that are there. Blocks come as a whole unless somebody knows better.
+  virtual uint32_t PlanesDone() const { return done() && all_fine() ? work.memory.n_planes() : 0; }
+  // Progress that wakes nobody is looked at so often; 0: there is none.
+  virtual int64_t PollNs() const { return 0; }
 
   // The waiting thread lends a hand as long as there is something to do before the deadline.
   virtual void Help(Deadline /*deadline*/) {}
@@ -66,7 +73,11 @@ class Op {
 
   const Work work;
 
+ protected:
+  virtual bool CheckSourcesRead() const { return false; }
+
  private:
+  void WaitChange(std::unique_lock<std::mutex>& lock, Deadline deadline);
   Gate gate_;
   std::vector<uint8_t> reasons_;
   std::atomic<bool> done_{false}, sources_read_{false}, abandoned_{false};

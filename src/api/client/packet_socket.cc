@@ -98,10 +98,22 @@ Result PacketSocket::Connect(const std::string& path) {
   return {};
 }
 
-PacketSocket::Io PacketSocket::Send(std::span<const iovec> parts) {
+PacketSocket::Io PacketSocket::Send(std::span<const iovec> parts, std::span<const int> descriptors) {
   msghdr message{};
   message.msg_iov = const_cast<iovec*>(parts.data());
   message.msg_iovlen = parts.size();
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxSentDescriptors * sizeof(int))];
+  if (!descriptors.empty()) {
+    if (descriptors.size() > kMaxSentDescriptors) return Io::kBroken;
+    message.msg_control = control;
+    message.msg_controllen = CMSG_SPACE(descriptors.size_bytes());
+    std::memset(control, 0, message.msg_controllen);
+    cmsghdr* c = CMSG_FIRSTHDR(&message);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(descriptors.size_bytes());
+    std::memcpy(CMSG_DATA(c), descriptors.data(), descriptors.size_bytes());
+  }
   for (;;) {
     if (sendmsg(fd_, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return Io::kDone;
     if (errno == EINTR) continue;
@@ -151,6 +163,17 @@ void PacketSocket::Wait(short events, int wake, Deadline deadline) {
   (void)ppoll(fds, wake >= 0 ? 2 : 1, &limit, nullptr);
 }
 
-void PacketSocket::Shutdown() { (void)shutdown(fd_, SHUT_RDWR); }
+void PacketSocket::Shutdown(int how) { (void)shutdown(fd_, how); }
+
+bool PacketSocket::PeerHasClosed() const {
+  pollfd us{fd_, POLLIN, 0};
+  return poll(&us, 1, 0) > 0 && (us.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0;
+}
+
+int PacketSocket::PeerPid() const {
+  ucred peer{};
+  socklen_t size = sizeof(peer);
+  return getsockopt(fd_, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 ? peer.pid : 0;
+}
 
 }  // namespace terrace::client

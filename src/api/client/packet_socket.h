@@ -57,8 +57,9 @@ class PacketSocket {
   Result Connect(const std::string& path);
 
   enum class Io { kDone, kNotNow, kBroken };
-  // Sends one packet or nothing.
-  Io Send(std::span<const iovec> parts);
+  static constexpr size_t kMaxSentDescriptors = 250;
+  // Sends one packet, with descriptors, or nothing.
+  Io Send(std::span<const iovec> parts, std::span<const int> descriptors = {});
   // Receives one packet; *bytes is its length. kBroken: the peer is gone, or the packet did not fit.
   Io Receive(void* buffer, size_t capacity, size_t* bytes, Descriptors* descriptors);
 
@@ -69,8 +70,12 @@ class PacketSocket {
   // Waits until the deadline, until the socket can do one of `events` (POLLIN, POLLOUT, POLLRDHUP) or is
   // broken, or until the eventfd `wake` (-1: none) is set.
   void Wait(short events, int wake, Deadline deadline);
-  // Whoever waits wakes up and finds the socket broken.
-  void Shutdown();
+  // Whoever waits wakes up and finds the socket broken. how: as for shutdown(2); after SHUT_WR the peer's packets
+  // and its end can still be received.
+  void Shutdown(int how);
+  // After SHUT_WR of ours: the peer has closed its end, or shut down both directions of it.
+  bool PeerHasClosed() const;
+  int PeerPid() const;  // 0: unknown
 
  private:
   Io ReceiveWith(int flags, void* buffer, size_t capacity, size_t* bytes, Descriptors* descriptors);
