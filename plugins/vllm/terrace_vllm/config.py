@@ -22,6 +22,7 @@ class Settings:
     min_tokens: int = 1  # shorter hits are not loaded
     copy_threads: int = 0  # 0: libterrace decides
     staging_bytes: int = 0  # 0: the daemon's default
+    gpu_export: bool = True  # terraced may open the KV cache in GPU memory; false: this process copies
     model_fingerprint: Optional[str] = None  # replaces the digest over config and weight files
     load_failure_policy: str = "recompute"  # "engine": leave kv_load_failure_policy as it is
 

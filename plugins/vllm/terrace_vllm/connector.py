@@ -117,7 +117,8 @@ class TerraceConnector(KVConnectorBase_V1, _SupportsHMA):
         else:
             self._identity = ModelIdentity(vllm_config.model_config, vllm_config.load_config,
                                            settings.model_fingerprint)
-            self._worker_side = WorkerSide(self._connect(settings, "worker"), _rank(), self._counters)
+            self._worker_side = WorkerSide(self._connect(settings, "worker"), _rank(), self._counters,
+                                           export=settings.gpu_export)
 
     @staticmethod
     def _check_model(vllm_config: Any) -> None:
@@ -199,11 +200,13 @@ class TerraceConnector(KVConnectorBase_V1, _SupportsHMA):
         import vllm
 
         mode = "eager" if getattr(config.model_config, "enforce_eager", False) else "compiled"
-        extra = f"vllm {vllm.__version__} {mode} {cpu_facts()}"
+        # On a GPU the kernels' page formats are those of the backend and the tensors' shapes.
+        on_cpu = all(getattr(getattr(t, "device", None), "type", "cpu") == "cpu" for t in kv_caches.values())
+        extra = f"vllm {vllm.__version__} {mode} {cpu_facts() if on_cpu else 'cuda'}"
         try:
             worker.register(self._groups, kv_caches, self._kv_cache_config.num_blocks,
                             getattr(self._kv_cache_config, "kv_cache_layout", None),
-                            kernel_facts(config, layers), self._identity, self._parallel(), extra)
+                            kernel_facts(config, layers, on_cpu), self._identity, self._parallel(), extra)
         except Exception:
             # The scheduler side logs the problem, once for all ranks, from our report.
             logger.debug("terrace: registration failed", exc_info=True)

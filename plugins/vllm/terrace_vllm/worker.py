@@ -7,14 +7,15 @@ The exception is the barrier before pages may change, see barrier().
 
 import logging
 import time
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from terrace_vllm import client as api
 from terrace_vllm.fingerprint import ModelIdentity, Unresolved, canonical
-from terrace_vllm.guard import limited
-from terrace_vllm.layout import Group, GroupPages, plan_group
+from terrace_vllm.guard import limited, logger
+from terrace_vllm.layout import Group, GroupPages, Unsupported, plan_group
 from terrace_vllm.meta import LoadOrder, Rank, RankReport, StepOrders, StoreOrder
 from terrace_vllm.stats import Counters
+from terrace_vllm.streams import EngineStream
 
 # One slice of the wait for stores to have read their pages; it goes on until they have.
 _BARRIER_SLICE_US = 200_000
@@ -43,10 +44,16 @@ class WorkerSide:
     anything went wrong with it; a store that fails is counted and forgotten.
     """
 
-    def __init__(self, client: Any, rank: Rank, counters: Counters) -> None:
+    def __init__(self, client: Any, rank: Rank, counters: Counters, export: bool = True,
+                 make_stream: Callable[[str], Any] = EngineStream) -> None:
+        """export: the daemon may open this process's GPU memory. make_stream: of a device, for tests."""
         self._client = client
         self._rank = rank
         self._counters = counters
+        self._export = export
+        self._make_stream = make_stream
+        self._stream: Optional[Any] = None  # None: pages in host memory
+        self._copier_said = False
         self._groups: Dict[int, GroupPages] = {}
         self._pages: Dict[int, Any] = {}
         self._key_spaces: Dict[int, Any] = {}
@@ -71,8 +78,13 @@ class WorkerSide:
             planned = [plan_group(group, kv_caches, n_blocks, storage_layout, kernels)
                        for group in groups]
             fingerprint = identity.digest()
+            devices = sorted({plan.device for plan in planned})
+            if len(devices) != 1:
+                raise Unsupported(f"KV caches lie on {', '.join(devices)}; one device is needed")
+            if devices[0] != "cpu":
+                self._stream = self._make_stream(devices[0])
             for plan in planned:
-                self._pages[plan.group.index] = self._client.register_pages(plan.planes, n_blocks)
+                self._pages[plan.group.index] = self._register_pages(plan)
                 self._groups[plan.group.index] = plan
             self._report = RankReport({
                 plan.group.index: dict(
@@ -84,6 +96,27 @@ class WorkerSide:
         except Exception as error:
             self._report = RankReport(problem=_explain(error))
             raise
+
+    def _register_pages(self, plan: GroupPages) -> Any:
+        if self._stream is None:
+            return self._client.register_pages(plan.planes, plan.n_blocks)
+        return self._client.register_device_pages(plan.planes, plan.n_blocks, self._stream.handle,
+                                                  0 if self._export else api.PAGES_NO_EXPORT)
+
+    def _order_behind_engine(self) -> None:
+        """GPU pages: what is submitted next sees, and overwrites, nothing of kernels still to run."""
+        if self._stream is None:
+            return
+        self._stream.follow()
+        if not self._copier_said and self._client.is_ready():
+            self._copier_said = True
+            said = {pages.copier() for pages in self._pages.values()}
+            for copier, why in sorted(said):
+                if copier == api.COPIER_DAEMON:
+                    logger.info("terrace: terraced copies from and to this worker's GPU memory")
+                else:
+                    logger.warning("terrace: this worker copies its GPU pages itself, slower than terraced "
+                                   "would: %s", why)
 
     def report(self) -> RankReport:
         return self._report
@@ -123,6 +156,7 @@ class WorkerSide:
                 limited.log(logging.WARNING, "load", "terrace: a load could not be started: %s", error)
 
     def _start(self, order: LoadOrder, load: _Load) -> None:
+        self._order_behind_engine()
         for part in order.parts:
             if tuple(part.rank) != self._rank:
                 continue
@@ -138,6 +172,8 @@ class WorkerSide:
         """Submits this step's stores: the forward that filled their pages has run."""
         self._reap_stores()
         orders, self._store_orders = self._store_orders, []
+        if orders:
+            self._order_behind_engine()
         for order in orders:
             n = len(order.block_ids)
             key_space = self._key_spaces.get(order.group)
@@ -166,6 +202,8 @@ class WorkerSide:
         There is no way on without them: a page changed while it is read would be stored torn, under a
         checksum that calls it right. The wait ends in any case: when the daemon hangs or goes away,
         libterrace ends the operation as UNAVAILABLE within its request time limit.
+        On a GPU the copy runs behind the forward in the order of the engine's stream, so the wait includes what
+        is left of that forward; an engine that samples between steps has waited for it already.
         """
         if not self._reading:
             return
@@ -261,7 +299,7 @@ class WorkerSide:
         self._client.close()
 
 
-def kernel_facts(vllm_config: Any, layers: Sequence[str]) -> Dict[str, Dict[str, Any]]:
+def kernel_facts(vllm_config: Any, layers: Sequence[str], on_cpu: bool = True) -> Dict[str, Dict[str, Any]]:
     """Per layer, what beside the tensor decides the bytes in a page: the attention kernel and its scales.
 
     The CPU kernel packs K in an order of its instruction set (layer.isa); fp8 caches are scaled.
@@ -274,7 +312,7 @@ def kernel_facts(vllm_config: Any, layers: Sequence[str]) -> Dict[str, Dict[str,
         get_name = getattr(backend, "get_name", None)
         facts[name] = {
             "backend": str(get_name() if get_name else getattr(backend, "__name__", backend)),
-            "isa": str(_isa(vllm_config, layer)),
+            "isa": str(_isa(vllm_config, layer) if on_cpu else None),
             "cache_dtype": str(getattr(layer, "kv_cache_dtype", None)),
             "k_scale": str(getattr(layer, "_k_scale_float", None)),
             "v_scale": str(getattr(layer, "_v_scale_float", None)),

@@ -8,12 +8,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from terrace_vllm.layout import FULL, SLIDING, Group, Unsupported, describe_groups, plan_group, plane_of
+from terrace_vllm.layout import FULL, SLIDING, Group, Unsupported, describe_groups, plan_group, planes_of
+
+
+def one_plane(name, tensor, n_blocks):
+    [plane] = planes_of(name, tensor, n_blocks)
+    return plane
 
 
 def test_plane_reads_what_the_tensor_holds():
     tensor = torch.arange(8 * 2 * 4 * 6, dtype=torch.int16).view(8, 2, 4, 6)
-    plane = plane_of("l", tensor, 8)
+    plane = one_plane("l", tensor, 8)
     for block in range(8):
         raw = ctypes.string_at(plane.address + block * plane.stride, plane.bytes)
         assert raw == tensor[block].contiguous().numpy().tobytes()
@@ -22,46 +27,56 @@ def test_plane_reads_what_the_tensor_holds():
 def test_block_stride_larger_than_page():
     storage = torch.arange(8 * 100, dtype=torch.int16)
     tensor = torch.as_strided(storage, (8, 4, 6), (100, 6, 1), 3)
-    plane = plane_of("l", tensor, 8)
+    plane = one_plane("l", tensor, 8)
     assert (plane.stride, plane.bytes) == (200, 48)
     assert ctypes.string_at(plane.address + 5 * 200, 48) == tensor[5].contiguous().numpy().tobytes()
 
 
 def test_kernel_blocks_are_joined():
     tensor = torch.zeros(16, 2, 4, dtype=torch.float32)
-    plane = plane_of("l", tensor, 8)
+    plane = one_plane("l", tensor, 8)
     assert (plane.stride, plane.bytes) == (64, 64)
 
 
 def test_permuted_page_is_moved_as_it_lies():
     tensor = torch.zeros(8, 4, 2, 6).permute(0, 2, 1, 3)
-    assert plane_of("l", tensor, 8).bytes == 4 * 2 * 6 * 4
+    assert one_plane("l", tensor, 8).bytes == 4 * 2 * 6 * 4
+
+
+def test_pages_with_gaps_are_several_pieces():
+    tensor = torch.as_strided(torch.zeros(1000), (8, 2, 4), (16, 8, 1))
+    first, second = planes_of("l", tensor, 8)
+    assert (first.stride, first.bytes, second.bytes) == (64, 16, 16)
+    assert second.address - first.address == 32
 
 
 @pytest.mark.parametrize("shape, stride", [
-    ((8, 2, 4), (16, 8, 1)),  # a gap between heads
     ((8, 2, 4), (4, 4, 1)),  # blocks overlap
     ((8, 2, 4), (8, 1, 1)),  # elements overlap
 ])
-def test_pages_with_gaps_or_overlaps_are_refused(shape, stride):
+def test_pages_with_overlaps_are_refused(shape, stride):
     tensor = torch.as_strided(torch.zeros(1000), shape, stride)
     with pytest.raises(Unsupported):
-        plane_of("l", tensor, 8)
+        planes_of("l", tensor, 8)
 
 
-def test_split_blocks_must_be_adjacent():
+def test_split_blocks_that_are_not_adjacent_are_a_plane_each():
     tensor = torch.as_strided(torch.zeros(1000), (16, 4), (8, 1))
-    with pytest.raises(Unsupported):
-        plane_of("l", tensor, 8)
-    with pytest.raises(Unsupported):
-        plane_of("l", torch.zeros(15, 4), 8)
-    with pytest.raises(Unsupported):
-        plane_of("l", [torch.zeros(8, 4)], 8)
+    first, second = planes_of("l", tensor, 8)
+    assert first.stride == second.stride == 2 * 32 and second.address - first.address == 32
+    assert first.bytes == second.bytes == 16
 
 
-def test_memory_of_a_device_is_refused():
+def test_what_is_not_made_of_blocks_is_refused():
+    with pytest.raises(Unsupported):
+        planes_of("l", torch.zeros(15, 4), 8)
+    with pytest.raises(Unsupported):
+        planes_of("l", [torch.zeros(8, 4)], 8)
+
+
+def test_memory_of_other_devices_is_refused():
     with pytest.raises(Unsupported, match="host memory"):
-        plane_of("l", torch.zeros(8, 4, device="meta"), 8)
+        planes_of("l", torch.zeros(8, 4, device="meta"), 8)
 
 
 def plan(caches, layers=("a", "b"), kernels=None, storage="LBHNC", block_tokens=4):
