@@ -60,6 +60,7 @@ class HostCopyEngine::Impl {
   void EndIfDone(std::shared_ptr<Work>& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const size_t queue_depth_;
+  const bool copies_at_once_;  // no threads
   mutable Mutex mu_;
   CondVar work_, idle_;
   std::array<Queue, 2> queues_ ABSL_GUARDED_BY(mu_);  // loads, stores
@@ -69,7 +70,7 @@ class HostCopyEngine::Impl {
   std::vector<std::thread> threads_;
 };
 
-HostCopyEngine::Impl::Impl(uint32_t threads, uint32_t queue_depth) : queue_depth_(queue_depth) {
+HostCopyEngine::Impl::Impl(uint32_t threads, uint32_t queue_depth) : queue_depth_(queue_depth), copies_at_once_(threads == 0) {
   for (uint32_t i = 0; i < threads; ++i) {
     threads_.emplace_back([this] { Run(); });
     pthread_setname_np(threads_.back().native_handle(), "terrace-pages");
@@ -106,7 +107,7 @@ absl::Status HostCopyEngine::Impl::Submit(CopyBatch& batch) {
     MutexLock lock(&mu_);
     QueueOf(work->ticket.batch).works.push_back(std::move(work));
   }
-  if (threads_.empty()) {
+  if (copies_at_once_) {
     Run();
   } else if (for_one) {
     work_.SignalOne();
@@ -134,7 +135,7 @@ void HostCopyEngine::Impl::Run() {
     std::shared_ptr<Work> work;
     size_t task = 0;
     if (!Take(&work, &task)) {
-      if (closing_ || threads_.empty()) break;
+      if (closing_ || copies_at_once_) break;
       work_.Wait(&mu_);
       continue;
     }
