@@ -40,8 +40,17 @@ class FakeKeySpace:
 
 
 class FakePages:
-    def __init__(self, planes: Sequence[Tuple[int, int, int]], n_blocks: int) -> None:
+    def __init__(self, planes: Sequence[Tuple[int, int, int]], n_blocks: int, stream: Optional[int] = None,
+                 flags: int = 0) -> None:
         self.planes, self.n_blocks, self.closed = [tuple(p) for p in planes], n_blocks, False
+        self.stream, self.flags = stream, flags  # of GPU pages
+
+    def copier(self) -> Tuple[int, str]:
+        if self.stream is None:
+            return real.COPIER_LIBRARY, "host memory"
+        if self.flags & real.PAGES_NO_EXPORT:
+            return real.COPIER_LIBRARY_STREAM, "export was refused"
+        return real.COPIER_DAEMON, ""
 
     def pieces(self, block: int) -> List[Tuple[int, int]]:
         assert not self.closed and 0 < block < self.n_blocks, (self.closed, block, self.n_blocks)
@@ -108,6 +117,7 @@ class FakeClient:
         self.hold = False
         self.run_held_in_wait = True
         self.lookup_status = real.OK
+        self.too_old = False  # libterrace knows nothing of GPUs
         self.fail_loads = False
         self.refuse_loads = False
         self.on_lower_tier = False  # what is there is pending
@@ -140,6 +150,13 @@ class FakeClient:
 
     def register_pages(self, planes: Sequence[Tuple[int, int, int]], n_blocks: int) -> FakePages:
         return FakePages(planes, n_blocks)
+
+    def register_device_pages(self, planes: Sequence[Tuple[int, int, int]], n_blocks: int, stream: int,
+                              flags: int = 0) -> FakePages:
+        """The fake's GPU memory is host memory at the same addresses."""
+        if self.too_old:
+            raise real.TerraceError(real.FAILED_PRECONDITION, "libterrace is older: update Terrace")
+        return FakePages(planes, n_blocks, stream, flags)
 
     def _path(self, key_space: FakeKeySpace, key: bytes) -> str:
         assert len(key) == 32
