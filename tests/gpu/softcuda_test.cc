@@ -202,7 +202,7 @@ TEST_F(SoftcudaTest, CopiesRowsAndBatches) {
 TEST_F(SoftcudaTest, MapsVirtualMemory) {
   CUmemAllocationProp properties{};
   properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
-  properties.location = {CU_MEM_LOCATION_TYPE_DEVICE, {0}};
+  properties.location = {CU_MEM_LOCATION_TYPE_DEVICE, 0};
   properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
   size_t granularity = 0;
   ASSERT_EQ(driver_->cuMemGetAllocationGranularity(&granularity, &properties, CU_MEM_ALLOC_GRANULARITY_MINIMUM),
@@ -219,7 +219,7 @@ TEST_F(SoftcudaTest, MapsVirtualMemory) {
   const auto source = Pattern(8192, 4);
   const CUdeviceptr across = area + 2 * granularity - 4096;  // over both mappings
   EXPECT_EQ(driver_->cuMemcpyAsync(across, Host(source.data()), 8192, nullptr), CUDA_ERROR_INVALID_VALUE);
-  const CUmemAccessDesc access{{CU_MEM_LOCATION_TYPE_DEVICE, {0}}, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+  const CUmemAccessDesc access{{CU_MEM_LOCATION_TYPE_DEVICE, 0}, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
   ASSERT_EQ(driver_->cuMemSetAccess(area + granularity, 2 * granularity, &access, 1), CUDA_SUCCESS);
   EXPECT_EQ(driver_->cuMemcpyAsync(across, Host(source.data()), 8192, nullptr), CUDA_SUCCESS);
 

@@ -3,12 +3,21 @@
 
 #include <dlfcn.h>
 
+#include <cstring>
+
 namespace terrace::gpu {
 namespace {
 
 // After the macros of <cuda.h>: "cuMemAlloc_v2".
 #define TERRACE_TEXT(name) #name
 #define TERRACE_SYMBOL(name) TERRACE_TEXT(name)
+
+// By name and version; where drivers before 12.8 know an equal function by its older name only, by that.
+void* FindNeeded(void* library, const char* symbol) {
+  void* const found = dlsym(library, symbol);
+  if (found != nullptr || std::strcmp(symbol, "cuEventElapsedTime_v2") != 0) return found;
+  return dlsym(library, "cuEventElapsedTime");
+}
 
 // Looked up by what version of the interface this was compiled against: the driver has several of a name.
 void* FindOptional(void* library, const char* name) {
@@ -35,7 +44,7 @@ std::shared_ptr<const Driver> Driver::Load(const std::string& library, std::stri
   auto driver = std::make_shared<Driver>();
   const char* missing = nullptr;
 #define TERRACE_CUDA_FIND(name)                                                                    \
-  driver->name = reinterpret_cast<decltype(driver->name)>(dlsym(handle, TERRACE_SYMBOL(name)));     \
+  driver->name = reinterpret_cast<decltype(driver->name)>(FindNeeded(handle, TERRACE_SYMBOL(name))); \
   if (driver->name == nullptr && missing == nullptr) missing = TERRACE_SYMBOL(name);
   TERRACE_CUDA_FUNCTIONS(TERRACE_CUDA_FIND)
 #undef TERRACE_CUDA_FIND
@@ -43,12 +52,11 @@ std::shared_ptr<const Driver> Driver::Load(const std::string& library, std::stri
     *why = library + " has no " + missing + ": the driver is too old; 525 (CUDA 12.0) or later is needed";
     return nullptr;
   }
-  driver->cuMemcpyBatchAsync =
-      reinterpret_cast<decltype(driver->cuMemcpyBatchAsync)>(FindOptional(handle, "cuMemcpyBatchAsync"));
   const CUresult result = driver->cuInit(0);
   if (result != CUDA_SUCCESS) {
     *why = "cuInit: " + driver->Explain(result) +
-           (result == CUDA_ERROR_NO_DEVICE ? "" : "; see `nvidia-smi` and the kernel's log");
+           (result == CUDA_ERROR_NO_DEVICE ? " (is one hidden by CUDA_VISIBLE_DEVICES?)"
+                                           : "; see `nvidia-smi` and the kernel's log");
     return nullptr;
   }
   driver->cuDriverGetVersion(&driver->version);
@@ -57,6 +65,11 @@ std::shared_ptr<const Driver> Driver::Load(const std::string& library, std::stri
     *why = "the NVIDIA driver speaks CUDA " + std::to_string(driver->version / 1000) + "." +
            std::to_string(driver->version % 1000 / 10) + "; 12.0 or later is needed";
     return nullptr;
+  }
+  // Drivers before 13.0 have a function of this name with other arguments, or none.
+  if (driver->version >= 13000) {
+    driver->cuMemcpyBatchAsync =
+        reinterpret_cast<decltype(driver->cuMemcpyBatchAsync)>(FindOptional(handle, "cuMemcpyBatchAsync"));
   }
   return driver;
 }

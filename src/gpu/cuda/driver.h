@@ -17,7 +17,7 @@
   F(cuInit) F(cuDriverGetVersion) F(cuGetErrorName) F(cuGetErrorString)                                     \
   F(cuDeviceGetCount) F(cuDeviceGet) F(cuDeviceGetName) F(cuDeviceGetUuid) F(cuDeviceGetAttribute)          \
   F(cuDeviceTotalMem) F(cuDeviceGetPCIBusId)                                                                \
-  F(cuDevicePrimaryCtxRetain) F(cuDevicePrimaryCtxRelease)                                                  \
+  F(cuDevicePrimaryCtxRetain) F(cuDevicePrimaryCtxRelease) F(cuDevicePrimaryCtxSetFlags)                    \
   F(cuCtxPushCurrent) F(cuCtxPopCurrent) F(cuCtxGetCurrent) F(cuCtxGetDevice)                               \
   F(cuMemAlloc) F(cuMemFree) F(cuMemGetInfo) F(cuMemGetAddressRange) F(cuPointerGetAttribute)               \
   F(cuMemHostRegister) F(cuMemHostUnregister) F(cuMemHostAlloc) F(cuMemFreeHost)                            \

@@ -237,6 +237,12 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
   return CUDA_SUCCESS;
 }
 
+CUresult cuDevicePrimaryCtxSetFlags(CUdevice device, unsigned int flags) {
+  SOFTCUDA_ENTER(cuDevicePrimaryCtxSetFlags);
+  if ((flags & CU_CTX_SCHED_MASK) > CU_CTX_SCHED_BLOCKING_SYNC) return CUDA_ERROR_INVALID_VALUE;
+  return DeviceExists(device);
+}
+
 // The last release ends everything of the context, as the driver does.
 CUresult cuDevicePrimaryCtxRelease(CUdevice device) {
   SOFTCUDA_ENTER(cuDevicePrimaryCtxRelease);
