@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "api/client/gate.h"
@@ -29,6 +30,7 @@ class Pages {
   // Set before anybody else has the pages: who may copy them beside the library's processors. null: nobody.
   std::shared_ptr<Region> region;
   std::shared_ptr<DevicePages> device;  // GPU memory: processors must not touch it
+  std::string why_not_exported;         // GPU memory without a region
 
   uint32_t n_planes() const { return static_cast<uint32_t>(planes_.size()); }
   uint64_t n_blocks() const { return n_blocks_; }

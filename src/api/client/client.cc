@@ -378,6 +378,35 @@ terrace_status terrace_shared_pages_register(terrace_client* client, const terra
   return Answer(result);
 }
 
+terrace_status terrace_device_pages_register(terrace_client* client, const terrace_device_pages* wanted,
+                                             terrace_pages** pages) {
+  if (pages != nullptr) *pages = nullptr;
+  if (Result checked = CheckClient(client); !checked.ok()) return Answer(checked);
+  if (pages == nullptr || wanted == nullptr || wanted->struct_bytes < sizeof(*wanted)) {
+    return Answer(Fail(TERRACE_INVALID_ARGUMENT, "pages or device_pages is NULL, or its struct_bytes is not %zu",
+                       sizeof(*wanted)));
+  }
+  if ((wanted->flags & ~uint32_t{TERRACE_PAGES_NO_EXPORT}) != 0) {
+    return Answer(Fail(TERRACE_INVALID_ARGUMENT, "flags has unknown bits: 0x%x", wanted->flags));
+  }
+  if (wanted->n_planes > terrace::wire::kMaxRegionPlanes) {
+    return Answer(Fail(TERRACE_INVALID_ARGUMENT, "n_planes is %u, at most %u", wanted->n_planes,
+                       terrace::wire::kMaxRegionPlanes));
+  }
+  std::shared_ptr<Pages> made;
+  Result result = Pages::Create(wanted->planes, wanted->n_planes, wanted->n_blocks, &made);
+  if (result.ok()) {
+    result = DevicePages::Create(*wanted, &made->device, &made->region, &made->why_not_exported);
+  }
+  Core& core = *client->core;
+  if (result.ok() && made->region != nullptr) {
+    result = core.regions.Add(made->region, Deadline::AfterMs(core.link.request_timeout_ms()));
+    if (!result.ok()) made->device->Close();
+  }
+  if (result.ok()) *pages = new terrace_pages{client->core, std::move(made)};
+  return Answer(result);
+}
+
 terrace_copier terrace_pages_copier(terrace_pages* pages, const char** text) {
   thread_local char kept[256];
   std::string why = "not pages that a daemon could open: registered by terrace_pages_register";
@@ -387,9 +416,12 @@ terrace_copier terrace_pages_copier(terrace_pages* pages, const char** text) {
     why = "pages is NULL";
   } else if (pages->core->InForkedChild()) {
     why = "these pages were registered before fork()";
-  } else if (pages->pages->region != nullptr) {
-    why = pages->pages->region->why();
-    if (pages->pages->region->opened() != nullptr) copier = TERRACE_COPIER_DAEMON;
+  } else {
+    const Pages& asked = *pages->pages;
+    if (asked.device != nullptr) copier = TERRACE_COPIER_LIBRARY_STREAM;
+    if (!asked.why_not_exported.empty()) why = asked.why_not_exported;
+    if (asked.region != nullptr) why = asked.region->why();
+    if (asked.region != nullptr && asked.region->opened() != nullptr) copier = TERRACE_COPIER_DAEMON;
   }
   kept[why.copy(kept, sizeof(kept) - 1)] = '\0';
   return copier;
@@ -402,6 +434,7 @@ void terrace_pages_free(terrace_pages* pages) {
   if (pages->pages->region != nullptr) {
     core.regions.Remove(pages->pages->region, Deadline::AfterMs(core.link.request_timeout_ms()));
   }
+  if (pages->pages->device != nullptr) pages->pages->device->Close();
   delete pages;
 }
 

@@ -93,9 +93,26 @@ Result CheckDistinct(const std::vector<uint64_t>& block_ids) {
 }
 
 Result SubmitToRegion(terrace_client* client, Op::Work work, std::shared_ptr<OpenRegion> region,
-                      const RegionOp::Options& options, terrace_op** op) {
+                      RegionOp::Options options, terrace_op** op) {
+  const std::shared_ptr<DevicePages>& device = work.memory.pages()->device;
+  if (device != nullptr) {
+    if (Result recorded = device->Record(&options.after_event); !recorded.ok()) return recorded;
+  }
   auto made = std::make_shared<RegionOp>(std::move(work), std::move(region), options);
   if (Result queued = client->core->regions.Submit(made); !queued.ok()) return queued;
+  *op = new terrace_op{client->core, std::move(made)};
+  return {};
+}
+
+bool IsDevice(const Op::Work& work) {
+  return work.memory.pages() != nullptr && work.memory.pages()->device != nullptr;
+}
+
+Result SubmitToCopier(terrace_client* client, Op::Work work, const DeviceOp::Options& options, terrace_op** op) {
+  CUevent_st* mark = nullptr;
+  if (Result taken = work.memory.pages()->device->TakeMark(&mark); !taken.ok()) return taken;
+  auto made = std::make_shared<DeviceOp>(std::move(work), options, mark);
+  if (Result queued = client->core->copier.Submit(made); !queued.ok()) return queued;
   *op = new terrace_op{client->core, std::move(made)};
   return {};
 }
@@ -107,7 +124,9 @@ Result Load(terrace_client* client, terrace_keyspace* keyspace, const terrace_re
   Result prepared = Prepare(client, keyspace, keys, n, memory, op, &work, &connection);
   if (!prepared.ok()) return prepared;
   if (refs == nullptr) return Fail(TERRACE_INVALID_ARGUMENT, "refs is NULL");
-  if (memory.is_pages && memory.pages->pages->region != nullptr) {
+  const bool may_be_elsewhere =
+      memory.is_pages && (memory.pages->pages->region != nullptr || memory.pages->pages->device != nullptr);
+  if (may_be_elsewhere) {
     if (Result distinct = CheckDistinct(work.memory.block_ids()); !distinct.ok()) return distinct;
   }
   Core& core = *client->core;
@@ -115,6 +134,9 @@ Result Load(terrace_client* client, terrace_keyspace* keyspace, const terrace_re
     return SubmitToRegion(client, std::move(work), std::move(region),
                           {.is_load = true, .refs = refs, .load_timeout_ns = int64_t{core.load_timeout_ms} * 1'000'000},
                           op);
+  }
+  if (IsDevice(work)) {
+    return SubmitToCopier(client, std::move(work), {.is_load = true, .refs = refs}, op);
   }
   auto load = std::make_shared<LoadOp>(std::move(work), refs, std::move(connection),
                                        core.link.segments(), core.link.request_timeout_ms());
@@ -161,6 +183,10 @@ Result Store(terrace_client* client, terrace_keyspace* keyspace, const uint8_t* 
                 "engine.staging_bytes_max there",
                 static_cast<unsigned long long>(work.key_space->block_bytes()),
                 static_cast<unsigned long long>(most));
+  }
+  if (IsDevice(work)) {
+    return SubmitToCopier(client, std::move(work),
+                          {.parent = parent, .independent = independent, .retention = wire_retention}, op);
   }
   auto store = std::make_shared<StoreOp>(std::move(work), parent, independent, wire_retention);
   if (Result queued = client->core->stores.Submit(store); !queued.ok()) return queued;

@@ -15,6 +15,7 @@
 #include "api/client/region_link.h"
 #include "api/client/stats.h"
 #include "api/client/store_queue.h"
+#include "api/client/stream_copier.h"
 #include "api/client/terrace.h"
 
 namespace terrace::client {
@@ -34,11 +35,13 @@ struct Core {
         stores(&link, options.staging_bytes),
         locator(&link, &copies, int64_t{options.load_timeout_ms} * 1'000'000),
         regions(&link),
+        copier(&link, &copies, &stores, &locator),
         load_timeout_ms(options.load_timeout_ms) {}
 
   void Stop() {
     // Before the link, whose end would look like the daemon's; and before the copies.
     regions.Stop();
+    copier.Stop();
     locator.Stop();
     link.Stop();
     stores.Stop();
@@ -53,6 +56,7 @@ struct Core {
   StoreQueue stores;
   Locator locator;
   RegionLink regions;
+  StreamCopier copier;
   const uint32_t load_timeout_ms;
 };
 
