@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "gpu/cuda/cuda_device.h"
 #include "gpu/nccl/call_watch.h"
@@ -38,9 +39,8 @@ absl::StatusOr<std::shared_ptr<CudaDevice>> OpenDevice(const NcclLinkOptions& op
   for (int ordinal = 0; ordinal < count; ++ordinal) {
     CUdevice device;
     CUuuid uuid;
-    if (driver->cuDeviceGet(&device, ordinal) != CUDA_SUCCESS || driver->cuDeviceGetUuid(&uuid, device) != CUDA_SUCCESS) {
-      continue;
-    }
+    if (driver->cuDeviceGet(&device, ordinal) != CUDA_SUCCESS) continue;
+    if (driver->cuDeviceGetUuid(&uuid, device) != CUDA_SUCCESS) continue;
     const bool is_it = std::memcmp(&uuid, options.device.data(), sizeof(uuid)) == 0;
     if (options.device == DeviceUuid{} || is_it) return CudaDevice::Open(driver, ordinal);
   }
@@ -222,7 +222,9 @@ void NcclLink::Impl::Own(const NcclUniqueId& id, int rank) {
   if (!was_given_up) GoDown(status);
   const bool is_quiet = channel_.Close(options_.stall_deadline_ns);
   if (was_given_up || watch_.given_up()) return;
-  if (!is_quiet) Log(LogLevel::kError, "nccl_link_not_quiet", {{"to_do", "the GPU does not end its work: see nvidia-smi"}});
+  if (!is_quiet) {
+    Log(LogLevel::kError, "nccl_link_not_quiet", {{"to_do", "the GPU does not end its work: see nvidia-smi"}});
+  }
   EndAll(status, !is_quiet);
   MutexLock lock(&mu_);
   owner_is_done_ = true;
@@ -295,7 +297,7 @@ absl::StatusOr<std::unique_ptr<NcclLink>> NcclLink::Open(const NcclLinkOptions& 
   ASSIGN_OR_RETURN(std::shared_ptr<CudaDevice> device, OpenDevice(options));
   auto impl = std::make_shared<Impl>(options, std::move(device), std::move(nccl));
   impl->Start(id, rank);
-  return std::unique_ptr<NcclLink>(new NcclLink(std::move(impl)));
+  return absl::WrapUnique(new NcclLink(std::move(impl)));
 }
 
 }  // namespace terrace::gpu
