@@ -1,0 +1,297 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+#include "gpu/cuda/cuda_copy_engine_lane.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "gpu/cuda/kernels/segment_copy.h"
+#include "kvstore/base/block_copy.h"
+#include "kvstore/base/status_macros.h"
+
+namespace terrace::gpu {
+namespace {
+
+constexpr uint64_t kTableBytes =
+    RegionLayout::kMaxPlanes * sizeof(PlaneEntry) + CopyBatch::kMaxPages * sizeof(BlockEntry);
+// Tables up to here are read where they are, over the link; larger ones are copied to the GPU first.
+constexpr uint64_t kTableInPlaceBytes = 2048;
+constexpr uint64_t kBlockAlignment = 16;  // in staging and buffers: what kernels load at once
+constexpr uint32_t kMinKernelThreads = 128;
+
+uint64_t AlignUp(uint64_t value) { return (value + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment; }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CudaCopyLane>> CudaCopyLane::Make(CudaDevice& device, const CudaCopyKernels& kernels,
+                                                                 const Options& options) {
+  std::unique_ptr<CudaCopyLane> lane(new CudaCopyLane(device, kernels, options));
+  RETURN_IF_ERROR(lane->Allocate());
+  return lane;
+}
+
+absl::Status CudaCopyLane::Allocate() {
+  const Driver& driver = device_.driver();
+  RETURN_IF_ERROR(device_.Check(driver.cuStreamCreateWithPriority(&stream_, CU_STREAM_NON_BLOCKING, options_.priority),
+                                "cuStreamCreateWithPriority"));
+  const uint64_t bytes = kTableBytes + kMaxChunkItems * sizeof(uint64_t);
+  void* memory = nullptr;
+  RETURN_IF_ERROR(device_.Check(
+      driver.cuMemHostAlloc(&memory, bytes, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP), "cuMemHostAlloc"));
+  table_ = static_cast<std::byte*>(memory);
+  checksums_ = reinterpret_cast<uint64_t*>(table_ + kTableBytes);
+  RETURN_IF_ERROR(device_.Check(driver.cuMemHostGetDevicePointer(&table_address_, table_, 0),
+                                "cuMemHostGetDevicePointer"));
+  checksums_address_ = table_address_ + kTableBytes;
+  if (options_.staging_bytes > 0) {
+    RETURN_IF_ERROR(device_.Check(driver.cuMemAlloc(&staging_, options_.staging_bytes), "cuMemAlloc"));
+  }
+  // Without it large tables are read over the link: slower, no more.
+  if (kernels_ && driver.cuMemAlloc(&device_table_, kTableBytes) != CUDA_SUCCESS) device_table_ = 0;
+  return absl::OkStatus();
+}
+
+absl::Status CudaCopyLane::AllocateBounce() {
+  if (bounce_ != nullptr) return absl::OkStatus();
+  const Driver& driver = device_.driver();
+  void* memory = nullptr;
+  RETURN_IF_ERROR(device_.Check(driver.cuMemHostAlloc(&memory, options_.chunk_bytes,
+                                                      CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
+                                "cuMemHostAlloc"));
+  const absl::Status status =
+      device_.Check(driver.cuMemHostGetDevicePointer(&bounce_address_, memory, 0), "cuMemHostGetDevicePointer");
+  if (!status.ok()) {
+    driver.cuMemFreeHost(memory);
+    return status;
+  }
+  bounce_ = static_cast<std::byte*>(memory);
+  return absl::OkStatus();
+}
+
+CudaCopyLane::~CudaCopyLane() {
+  if (device_.fenced()) return;
+  const Driver& driver = device_.driver();
+  if (staging_ != 0) {
+    driver.cuMemsetD8Async(staging_, 0, options_.staging_bytes, stream_);
+    driver.cuStreamSynchronize(stream_);
+    driver.cuMemFree(staging_);
+  }
+  if (device_table_ != 0) driver.cuMemFree(device_table_);
+  if (bounce_ != nullptr) {
+    std::memset(bounce_, 0, options_.chunk_bytes);
+    driver.cuMemFreeHost(bounce_);
+  }
+  if (table_ != nullptr) driver.cuMemFreeHost(table_);
+  if (stream_ != nullptr) driver.cuStreamDestroy(stream_);
+}
+
+absl::Status CudaCopyLane::Begin(CudaCopyTicket* ticket, size_t chunk, CopyMeans means, int64_t now_ns) {
+  ticket_ = ticket;
+  chunk_ = chunk;
+  means_ = means;
+  begun_ns_ = now_ns;
+  reads_back_ = !kernels_ && ticket->batch.frames_on_device;
+  if (ticket->frames.bounced || reads_back_) RETURN_IF_ERROR(AllocateBounce());
+  LayOut();
+  return Enqueue();
+}
+
+// Where the chunk's blocks lie outside the pages.
+void CudaCopyLane::LayOut() {
+  const CopyChunk& chunk = ticket_->chunks()[chunk_];
+  const uint64_t begin = ticket_->Begin(chunk), bytes = ticket_->End(chunk) - begin;
+  const bool bounced = ticket_->frames.bounced;
+  offsets_.clear();
+  contiguous_.clear();
+  for (uint32_t b = 0; b < chunk.n_blocks; ++b) {
+    offsets_.push_back(b * AlignUp(bytes));
+    contiguous_.push_back(bounced ? bounce_address_ + offsets_[b]
+                                  : ticket_->frames.addresses[chunk.first_block + b] + begin);
+    if (bounced && ticket_->is_load()) {
+      std::memcpy(bounce_ + offsets_[b], ticket_->batch.pages[chunk.first_block + b].frame + begin, bytes);
+    }
+  }
+}
+
+absl::Status CudaCopyLane::Enqueue() {
+  const bool is_load = ticket_->is_load();
+  switch (means_) {
+    case CopyMeans::kDirect:
+      RETURN_IF_ERROR(UploadTable(false));
+      return Launch(is_load ? kernels_.scatter : kernels_.gather);
+    case CopyMeans::kStaged:
+      RETURN_IF_ERROR(UploadTable(true));
+      if (!is_load) RETURN_IF_ERROR(Launch(kernels_.gather));
+      RETURN_IF_ERROR(CopyRuns(true));
+      return is_load ? Launch(kernels_.scatter) : absl::OkStatus();
+    case CopyMeans::kCopyEngine:
+      RETURN_IF_ERROR(CopyRuns(false));
+      if (!kernels_) return reads_back_ ? ReadBack() : absl::OkStatus();
+      RETURN_IF_ERROR(UploadTable(false));
+      return Launch(kernels_.checksum);
+  }
+  return absl::InternalError("no such means");
+}
+
+absl::Status CudaCopyLane::UploadTable(bool pages_to_staging) {
+  const CopyChunk& chunk = ticket_->chunks()[chunk_];
+  const std::span<const PlaneEntry> planes = ticket_->PlanesOf(ticket_->Begin(chunk), ticket_->End(chunk));
+  std::memcpy(table_, planes.data(), planes.size_bytes());
+  BlockEntry* const blocks = reinterpret_cast<BlockEntry*>(table_ + planes.size_bytes());
+  for (uint32_t b = 0; b < chunk.n_blocks; ++b) {
+    const PageCopy& page = ticket_->batch.pages[chunk.first_block + b];
+    blocks[b] = {page.page, pages_to_staging ? staging_ + offsets_[b] : contiguous_[b], page.identity_seed};
+  }
+  const uint64_t bytes = planes.size_bytes() + chunk.n_blocks * sizeof(BlockEntry);
+  CUdeviceptr address = table_address_;
+  if (bytes > kTableInPlaceBytes && device_table_ != 0) {
+    RETURN_IF_ERROR(device_.Check(device_.driver().cuMemcpyAsync(device_table_, table_address_, bytes, stream_),
+                                  "cuMemcpyAsync"));
+    address = device_table_;
+  }
+  kernel_table_.planes = reinterpret_cast<const PlaneEntry*>(address);
+  kernel_table_.blocks = reinterpret_cast<const BlockEntry*>(address + planes.size_bytes());
+  kernel_table_.checksums = reinterpret_cast<uint64_t*>(checksums_address_);
+  kernel_table_.page_bytes = ticket_->page_bytes();
+  kernel_table_.n_planes = static_cast<uint32_t>(planes.size());
+  kernel_table_.n_blocks = chunk.n_blocks;
+  kernel_table_.first_segment = chunk.first_segment;
+  kernel_table_.n_segments = chunk.n_segments;
+  return absl::OkStatus();
+}
+
+absl::Status CudaCopyLane::Launch(CUfunction kernel) {
+  const uint32_t warps = kernel_table_.n_blocks * kernel_table_.n_segments;
+  // Few segments: spread over all the multiprocessors that there are for us. Many: as many warps as fit.
+  const uint32_t each = (warps + kernels_.max_sms - 1) / kernels_.max_sms;
+  const uint32_t threads = std::clamp(each * 32, kMinKernelThreads, kMaxKernelThreads);
+  const uint32_t grid = std::min(kernels_.max_sms, (warps * 32 + threads - 1) / threads);
+  void* arguments[] = {&kernel_table_};
+  return device_.Check(
+      device_.driver().cuLaunchKernel(kernel, grid, 1, 1, threads, 1, 1, 0, stream_, arguments, nullptr),
+      "cuLaunchKernel");
+}
+
+void CudaCopyLane::ListPieces(bool plane_after_plane, std::vector<CopyOp>* ops) const {
+  const CopyChunk& chunk = ticket_->chunks()[chunk_];
+  const uint64_t begin = ticket_->Begin(chunk), end = ticket_->End(chunk);
+  const std::span<const PlaneEntry> planes = ticket_->PlanesOf(begin, end);
+  ops->clear();
+  const auto add = [&](const PlaneEntry& plane, uint32_t b) {
+    const uint64_t from = std::max(begin, plane.begin), to = std::min(end, plane.begin + plane.bytes);
+    const uint64_t page = ticket_->batch.pages[chunk.first_block + b].page;
+    AddRun(*ops, plane.base + page * plane.stride + (from - plane.begin), contiguous_[b] + (from - begin), to - from);
+  };
+  if (plane_after_plane) {
+    for (const PlaneEntry& plane : planes) {
+      for (uint32_t b = 0; b < chunk.n_blocks; ++b) add(plane, b);
+    }
+  } else {
+    for (uint32_t b = 0; b < chunk.n_blocks; ++b) {
+      for (const PlaneEntry& plane : planes) add(plane, b);
+    }
+  }
+}
+
+absl::Status CudaCopyLane::CopyRuns(bool from_staging) {
+  const CopyChunk& chunk = ticket_->chunks()[chunk_];
+  if (from_staging) {
+    const uint64_t bytes = ticket_->End(chunk) - ticket_->Begin(chunk);
+    ops_.clear();
+    for (uint32_t b = 0; b < chunk.n_blocks; ++b) AddRun(ops_, staging_ + offsets_[b], contiguous_[b], bytes);
+  } else {
+    // Rows are found along the pages or along the planes: whichever makes fewer copies.
+    ListPieces(false, &ops_);
+    if (ops_.size() > chunk.n_blocks || (chunk.n_blocks > 1 && ops_.size() == chunk.n_blocks)) {
+      ListPieces(true, &other_ops_);
+      if (other_ops_.size() < ops_.size()) ops_.swap(other_ops_);
+    }
+  }
+  return Copy(ops_, !ticket_->is_load());
+}
+
+// Frames on the GPU and no kernels: the processor needs a copy to compute checksums.
+absl::Status CudaCopyLane::ReadBack() {
+  const CopyChunk& chunk = ticket_->chunks()[chunk_];
+  const uint64_t bytes = ticket_->End(chunk) - ticket_->Begin(chunk);
+  ops_.clear();
+  for (uint32_t b = 0; b < chunk.n_blocks; ++b) AddRun(ops_, contiguous_[b], bounce_address_ + offsets_[b], bytes);
+  return Copy(ops_, true);
+}
+
+absl::Status CudaCopyLane::Copy(std::vector<CopyOp>& ops, bool to_frames) {
+  FinishOps(ops);
+  for (const CopyOp& op : ops) {
+    if (op.rows == 1) continue;
+    CUDA_MEMCPY2D copy = {};
+    copy.srcMemoryType = copy.dstMemoryType = CU_MEMORYTYPE_UNIFIED;
+    copy.srcDevice = to_frames ? op.page_side : op.frame_side;
+    copy.srcPitch = to_frames ? op.page_pitch : op.frame_pitch;
+    copy.dstDevice = to_frames ? op.frame_side : op.page_side;
+    copy.dstPitch = to_frames ? op.frame_pitch : op.page_pitch;
+    copy.WidthInBytes = op.bytes;
+    copy.Height = op.rows;
+    RETURN_IF_ERROR(device_.Check(device_.driver().cuMemcpy2DAsync(&copy, stream_), "cuMemcpy2DAsync"));
+  }
+  return CopySingles(ops, to_frames);
+}
+
+absl::Status CudaCopyLane::CopySingles(const std::vector<CopyOp>& ops, bool to_frames) {
+  targets_.clear();
+  sources_.clear();
+  sizes_.clear();
+  for (const CopyOp& op : ops) {
+    if (op.rows > 1) continue;
+    targets_.push_back(to_frames ? op.frame_side : op.page_side);
+    sources_.push_back(to_frames ? op.page_side : op.frame_side);
+    sizes_.push_back(op.bytes);
+  }
+  const Driver& driver = device_.driver();
+  if (driver.cuMemcpyBatchAsync != nullptr && sizes_.size() > 1) {
+    CUmemcpyAttributes attributes = {};
+    attributes.srcAccessOrder = CU_MEMCPY_SRC_ACCESS_ORDER_STREAM;
+    attributes.flags = CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE;
+    size_t first = 0;
+    return device_.Check(driver.cuMemcpyBatchAsync(targets_.data(), sources_.data(), sizes_.data(), sizes_.size(),
+                                                   &attributes, &first, 1, stream_),
+                         "cuMemcpyBatchAsync");
+  }
+  for (size_t i = 0; i < sizes_.size(); ++i) {
+    RETURN_IF_ERROR(
+        device_.Check(driver.cuMemcpyAsync(targets_[i], sources_[i], sizes_[i], stream_), "cuMemcpyAsync"));
+  }
+  return absl::OkStatus();
+}
+
+bool CudaCopyLane::Poll() {
+  const CUresult result = device_.driver().cuStreamQuery(stream_);
+  // An error that leaves the GPU usable says nothing of the copies: asked again until the deadline.
+  if (result != CUDA_SUCCESS && result != CUDA_ERROR_NOT_READY) (void)device_.Check(result, "cuStreamQuery");
+  return result == CUDA_SUCCESS;
+}
+
+void CudaCopyLane::ChecksumOnHost() {
+  const CopyChunk& chunk = ticket_->chunks()[chunk_];
+  const uint64_t begin = ticket_->Begin(chunk), bytes = ticket_->End(chunk) - begin;
+  for (uint32_t b = 0; b < chunk.n_blocks; ++b) {
+    const PageCopy& page = ticket_->batch.pages[chunk.first_block + b];
+    std::byte* const at = ticket_->frames.bounced || reads_back_ ? bounce_ + offsets_[b] : page.frame + begin;
+    const Piece source{at, bytes};
+    CopyBlock({&source, 1}, {}, page.identity_seed + chunk.first_segment * kSegmentSeedStep, CopyCheck::kCompute,
+              {checksums_ + size_t{b} * chunk.n_segments, chunk.n_segments}, CopyStores::kCached);
+  }
+}
+
+std::span<const uint64_t> CudaCopyLane::Finish() {
+  const CopyChunk& chunk = ticket_->chunks()[chunk_];
+  if (!kernels_) ChecksumOnHost();
+  if (ticket_->frames.bounced && !ticket_->is_load()) {
+    const uint64_t begin = ticket_->Begin(chunk), bytes = ticket_->End(chunk) - begin;
+    for (uint32_t b = 0; b < chunk.n_blocks; ++b) {
+      std::memcpy(ticket_->batch.pages[chunk.first_block + b].frame + begin, bounce_ + offsets_[b], bytes);
+    }
+  }
+  ticket_ = nullptr;
+  return {checksums_, size_t{chunk.n_blocks} * chunk.n_segments};
+}
+
+}  // namespace terrace::gpu
