@@ -76,8 +76,8 @@ void LinkRig::Copy(void* target, const void* source, uint64_t bytes) {
     return;
   }
   const ScopedContext current(*driver_, context_);
-  TERRACE_CHECK(driver_->cuMemcpyAsync(reinterpret_cast<CUdeviceptr>(target), reinterpret_cast<CUdeviceptr>(source), bytes,
-                                       stream_) == CUDA_SUCCESS);
+  const auto to = reinterpret_cast<CUdeviceptr>(target), from = reinterpret_cast<CUdeviceptr>(source);
+  TERRACE_CHECK(driver_->cuMemcpyAsync(to, from, bytes, stream_) == CUDA_SUCCESS);
   TERRACE_CHECK(driver_->cuStreamSynchronize(stream_) == CUDA_SUCCESS);
 }
 

@@ -35,7 +35,9 @@ class LinkRig {
 
   // Lengths that the plan's frames have, in turn.
   static uint64_t Length(uint64_t frame);
-  bool Receives(uint64_t frame) const { return plan_.both_ways ? (frame % 2 == 0) == (plan_.rank == 0) : plan_.rank == 0; }
+  bool Receives(uint64_t frame) const {
+    return plan_.both_ways ? (frame % 2 == 0) == (plan_.rank == 0) : plan_.rank == 0;
+  }
 
   struct Made {
     LinkBatch batch;  // without done

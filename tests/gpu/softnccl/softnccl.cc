@@ -148,7 +148,8 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* handle, int n_ranks, ncclUniqueI
   if (cuCtxGetCurrent(&context) != CUDA_SUCCESS || context == nullptr) return ncclUnhandledCudaError;
   auto comm = std::make_shared<Comm>();
   comm->rank = rank;
-  comm->address = id.internal;
+  const auto& [text] = id;
+  comm->address = text;
   *handle = reinterpret_cast<ncclComm_t>(comm.get());
   comm->init = std::thread([raw = comm.get()] { softnccl::Connect({std::shared_ptr<void>(), raw}); });
   softnccl::State& s = softnccl::Get();
