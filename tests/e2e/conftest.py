@@ -28,6 +28,7 @@ def attach(daemon, **more):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than half a minute")
+    config.addinivalue_line("markers", "gpu: needs a GPU; skipped without one")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 # Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 """A daemon and engines as processes of a test: started, spoken to, killed. Standard library only."""
 
+import functools
 import glob
 import json
 import os
@@ -191,14 +192,14 @@ class Node:
 
 
 class Engine:
-    """A paged_engine process. Owner: the test. Commands one at a time."""
+    """A paged_engine process. Owner: the test. Commands one at a time. Its log is shown when it fails."""
 
-    def __init__(self, node: Node, library: str, log: Optional[str] = None, **options: Any) -> None:
+    def __init__(self, node: Node, library: str, **options: Any) -> None:
         arguments = [sys.executable, os.path.join(_HERE, "paged_engine.py"), "--socket", node.socket,
                      "--library", library]
         for name, value in options.items():
             arguments += ["--" + name.replace("_", "-"), str(value)]
-        self._log = open(log, "ab") if log else tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          stderr=self._log, env=node.environment, text=True)
         self._lines: "queue.Queue[Optional[str]]" = queue.Queue()
@@ -231,7 +232,7 @@ class Engine:
 
     def last_words(self) -> str:
         self._log.seek(0)
-        return self._log.read()[-4000:].decode(errors="replace") if self._log.readable() else ""
+        return self._log.read()[-4000:].decode(errors="replace")
 
     def send(self, do: str, **arguments: Any) -> None:
         assert self._process.stdin
@@ -279,9 +280,11 @@ def clean_environment(driver: Optional[str]) -> Dict[str, str]:
     if driver:
         env["LD_LIBRARY_PATH"] = os.pathsep.join(
             [driver] + [p for p in [env.get("LD_LIBRARY_PATH")] if p])
+        env["SOFTCUDA_MEMORY_MB"] = "1024"
     return env
 
 
+@functools.lru_cache(maxsize=None)
 def why_not(memory: str, library: str, driver: Optional[str]) -> Optional[str]:
     """Why this kind of memory cannot be had here; asked in a process of its own."""
     asked = subprocess.run(
