@@ -332,16 +332,24 @@ uint64_t HostTier::WriteHeader(FrameId frame, const kv::KeySpace& key_space, con
   return generation;
 }
 
+std::optional<std::vector<uint64_t>> HostTier::CheckedChecksums(FrameId frame, const kv::KeySpace& key_space,
+                                                                const kv::BlockKey& key) const {
+  const auto place = pool_.PlaceOf(frame);
+  const uint64_t bytes = key_space.identity.block_bytes;
+  if (kv::CheckHeader(Header(place), key_space.digest.data(), key.bytes.data(), place.generation, bytes) !=
+      kv::HeaderVerdict::kOk) {
+    return std::nullopt;
+  }
+  return Checksums(frame, bytes);
+}
+
 bool HostTier::Check(FrameId frame, const kv::KeySpace& key_space, const kv::BlockKey& key,
                      std::span<std::byte> target) const {
   const auto place = pool_.PlaceOf(frame);
-  const BlockHeader* header = Header(place);
   const uint64_t bytes = key_space.identity.block_bytes;
-  if (kv::CheckHeader(header, key_space.digest.data(), key.bytes.data(), place.generation, bytes) !=
-      kv::HeaderVerdict::kOk) {
-    return false;
-  }
-  std::vector<uint64_t> checksums(header->checksums(), header->checksums() + ChecksumCount(bytes));
+  auto known = CheckedChecksums(frame, key_space, key);
+  if (!known.has_value()) return false;
+  std::vector<uint64_t> checksums = *std::move(known);
   const Piece source{MappedAt(place.segment_id).payload + place.payload_offset, bytes};
   const Piece into{target.data(), target.size()};
   return CopyBlock({&source, 1}, {&into, target.empty() ? 0u : 1u},

@@ -77,6 +77,9 @@ class HostTier {
   std::byte* Payload(kv::FrameId frame) const;
   // As they stand in the header of a ready frame; may be damaged there, unlike what Check says.
   std::vector<uint64_t> Checksums(kv::FrameId frame, uint64_t payload_bytes) const;
+  // The same once the header was checked; nullopt: it is not the header of that block. REQUIRES: pinned.
+  std::optional<std::vector<uint64_t>> CheckedChecksums(kv::FrameId frame, const kv::KeySpace& key_space,
+                                                        const kv::BlockKey& key) const;
   // Completes a fill whose payload is in place; returns the generation. parent: remembered as a hint.
   uint64_t WriteHeader(kv::FrameId frame, const kv::KeySpace& key_space, const kv::BlockKey& key,
                        std::span<const uint64_t> checksums,

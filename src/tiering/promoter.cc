@@ -73,6 +73,12 @@ std::shared_ptr<Promotion> Promoter::Start(const KeySpace& key_space, const Bloc
   return promotion;
 }
 
+std::shared_ptr<Promotion> Promoter::Join(const KeySpace& key_space, const BlockKey& key) const {
+  MutexLock lock(&mu_);
+  const auto it = under_way_.find(Name{key_space.id, key});
+  return it == under_way_.end() ? nullptr : it->second.promotion;
+}
+
 bool Promoter::IsUnderWay(const KeySpace& key_space, const BlockKey& key) const {
   MutexLock lock(&mu_);
   return under_way_.contains(Name{key_space.id, key});

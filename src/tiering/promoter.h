@@ -65,6 +65,8 @@ class Promoter {
   // is on its way too. nullptr and *why: no room now.
   std::shared_ptr<Promotion> Start(const kv::KeySpace& key_space, const kv::BlockKey& key,
                                    const std::shared_ptr<Promotion>& behind, Reason* why);
+  // Joins those who wait for the block; nullptr: it is not on its way.
+  std::shared_ptr<Promotion> Join(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
   bool IsUnderWay(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
 
   // See Session::Locate.

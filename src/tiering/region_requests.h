@@ -3,6 +3,7 @@
 // What a Session is asked to copy between an engine's region and the tiers.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -17,6 +18,12 @@
 #include "tiering/policy/retention.h"
 
 namespace terrace::tiering {
+
+// What one session has under way; owned together with its operations.
+struct RegionShare {
+  static constexpr uint32_t kMaxOperations = 256;
+  std::atomic<uint32_t> operations{0};
+};
 
 // Blocks from the pages of an engine's region. One batch of the copy engine.
 struct RegionStoreRequest {

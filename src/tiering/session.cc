@@ -28,7 +28,7 @@ absl::Status NoSuchKeySpace(kv::KeySpaceId id) {
 }  // namespace
 
 Session::Session(TierStack* stack, uint64_t id, kv::TenantId tenant)
-    : stack_(stack), id_(id), tenant_(tenant) {}
+    : stack_(stack), id_(id), tenant_(tenant), regions_(std::make_shared<RegionShare>()) {}
 
 Session::~Session() {
   TierStack::Impl& impl = *stack_->impl_;
@@ -208,6 +208,21 @@ absl::Status Session::Renew(uint64_t lease_id) {
 }
 
 void Session::Put(PutRequest request) { stack_->impl_->Put(*this, std::move(request)); }
+
+absl::StatusOr<std::shared_ptr<gpu::Region>> Session::OpenRegion(const gpu::DeviceUuid& device_uuid,
+                                                                 gpu::RegionLayout layout,
+                                                                 std::span<const gpu::AllocationHandle> allocations,
+                                                                 std::span<const gpu::EventHandle> events) {
+  return stack_->OpenRegion(device_uuid, std::move(layout), allocations, events);
+}
+
+absl::Status Session::StoreRegion(RegionStoreRequest request) {
+  return stack_->impl_->regions->Store(tenant_, regions_, std::move(request));
+}
+
+absl::Status Session::LoadRegion(RegionLoadRequest request) {
+  return stack_->impl_->regions->Load(tenant_, regions_, std::move(request));
+}
 
 uint64_t Session::lease_count() const {
   MutexLock lock(&mu_);

@@ -30,6 +30,7 @@ using kv::PrefixIndex;
 namespace {
 
 constexpr double kPromotionShare = 0.25;  // of the arena: what may be on its way up at a time
+constexpr double kRegionShare = 0.25;     // of the arena: what may be in copy between it and regions, each way
 constexpr uint32_t kLoadQueueDepth = 4096;
 // How long the start waits for what the last process left, before the rest comes in beside serving.
 constexpr int64_t kRecoverAtStartNs = 150'000'000;
@@ -82,6 +83,13 @@ absl::StatusOr<std::unique_ptr<HostMemoryDir>> OpenMemoryDir(const TierStackOpti
   return go_without(dir.status().message(), "mend it, or set host.memory_dir");
 }
 
+// Null: GPUs are not used.
+std::unique_ptr<gpu::Gpus> OpenGpus(const TierStackOptions& options) {
+  if (!options.gpu) return nullptr;
+  if (options.gpus_factory) return options.gpus_factory(options.gpu_options);
+  return options.threads ? gpu::Gpus::Open(options.gpu_options) : nullptr;
+}
+
 uint32_t CopyThreads(uint32_t configured) {
   if (configured != 0) return configured;
   return std::thread::hardware_concurrency() <= 4 ? 1 : 2;
@@ -101,6 +109,7 @@ absl::StatusOr<std::unique_ptr<TierStack>> TierStack::Create(const TierStackOpti
   ASSIGN_OR_RETURN(std::unique_ptr<HostMemoryDir> memory_dir, OpenMemoryDir(options, plan));
   auto impl = std::make_unique<Impl>(options, plan, std::move(memory_dir), std::move(policies), clock, metrics);
   RETURN_IF_ERROR(impl->AddLowerTiers(metrics));
+  impl->AddRegions(metrics);
   impl->Recover();
   return absl::WrapUnique(new TierStack(std::move(impl)));
 }
@@ -119,6 +128,7 @@ TierStack::Impl::Impl(const TierStackOptions& stack_options, const MemoryPlan& m
       // 4 bytes a pin: at most a thousandth of the arena, or 8 MiB.
       max_pins(std::clamp<uint64_t>(plan.index_capacity, 1 << 21, 1 << 29)),
       lease_secret(Random64()),
+      gpus(OpenGpus(options)),
       // The disks' share is theirs alone: neither memory that is taken over nor tables of frames eat it up.
       tier((RegisterMetrics(metrics),
             TERRACE_CHECK(budget.TryCharge(plan.static_bytes + plan.staging_bytes + plan.disk_bytes)),
@@ -175,6 +185,30 @@ absl::Status TierStack::Impl::AddLowerTiers(MetricRegistry* metrics) {
   return absl::OkStatus();
 }
 
+// After the lower tiers: loads wait for what comes from there.
+void TierStack::Impl::AddRegions(MetricRegistry* metrics) {
+  RegionMover::Options region_options;
+  region_options.host_regions = options.host_regions;
+  region_options.host_threads = options.threads ? CopyThreads(options.region_threads) : 0;
+  region_options.queue_depth = options.gpu_options.queue_depth;
+  region_options.max_bytes = Share(plan.arena_bytes, kRegionShare);
+  region_options.gpu_tier_bytes = options.gpu_tier_bytes;
+  region_options.policy = options.eviction_policy;
+  RegionMover::Parts parts;
+  parts.tier = &tier;
+  parts.catalog = &catalog;
+  parts.promoter = promoter.get();
+  parts.demoter = demoter.get();
+  parts.fills = &fills;
+  parts.gpus = gpus.get();
+  parts.clock = clock;
+  parts.is_coming = [this](const KeySpace& key_space, const BlockKey& key) { return IsComing(key_space, key); };
+  parts.count_store = [this](kv::TenantId tenant, Reason reason) {
+    tenants[tenant].store_blocks[static_cast<int>(reason)]->Add();
+  };
+  regions = std::make_unique<RegionMover>(region_options, parts, metrics);
+}
+
 // What is little is there before the first client; the rest comes in beside serving.
 void TierStack::Impl::Recover() {
   if (memory_dir == nullptr) return;
@@ -213,8 +247,11 @@ TierStack::Impl::~Impl() {
   if (recovery.joinable()) recovery.join();
   if (demoter != nullptr) demoter->Stop();
   copies.Drain();
+  if (regions != nullptr) regions->Stop();
   nvme.reset();  // ends what is under way; the promoter and the demoter hear of it
   if (promoter != nullptr) promoter->EndWaiting();
+  regions.reset();
+  gpus.reset();  // before the memory that they copy goes
   MutexLock lock(&mu);
   TERRACE_CHECK(sessions.empty());
 }
@@ -246,16 +283,8 @@ bool TierStack::Impl::IsBelow(const KeySpace& key_space, const BlockKey& key) co
                                 NvmeTier::Presence::kHere;
 }
 
-bool TierStack::Impl::IsFilling(const FillKey& block) const {
-  MutexLock lock(&fill_mu);
-  return filling.contains(block);
-}
-
-void TierStack::Impl::SetFilling(const FillKey& block, bool on) {
-  MutexLock lock(&fill_mu);
-  int& stores = filling[block];
-  stores += on ? 1 : -1;
-  if (stores == 0) filling.erase(block);
+bool TierStack::Impl::IsComing(const KeySpace& key_space, const BlockKey& key) const {
+  return fills.Has(key_space, key) || promoter->IsUnderWay(key_space, key) || IsBelow(key_space, key);
 }
 
 void TierStack::Impl::Put(const Session& session, PutRequest request) {
@@ -278,13 +307,11 @@ void TierStack::Impl::Put(const Session& session, PutRequest request) {
   // A block is of use only behind its parent. The parent stays until the block is in; where it is not
   // here nor on its way, nothing is evicted for a block that no prefix would reach.
   if (request.parent == request.key) request.parent.reset();
-  const FillKey mine{key_space.id, request.key};
   std::optional<FrameId> parent_frame;
   bool reachable = true;
   if (request.parent.has_value()) {
     parent_frame = catalog.PinIfHere(key_space, *request.parent);
-    reachable = parent_frame.has_value() || IsFilling({key_space.id, *request.parent}) ||
-                promoter->IsUnderWay(key_space, *request.parent) || IsBelow(key_space, *request.parent);
+    reachable = parent_frame.has_value() || IsComing(key_space, *request.parent);
   }
   const auto frame = catalog.Allocate(key_space, reachable);
   if (!frame.has_value()) {
@@ -292,9 +319,9 @@ void TierStack::Impl::Put(const Session& session, PutRequest request) {
     return finish(request.done, Reason::kBudget);
   }
   if (demoter != nullptr) demoter->OnAllocated(bytes);
-  SetFilling(mine, true);
-  const auto end = [this, mine, parent_frame] {
-    SetFilling(mine, false);
+  fills.Begin(key_space, request.key);
+  const auto end = [this, &key_space, key = request.key, parent_frame] {
+    fills.End(key_space, key);
     if (parent_frame.has_value()) tier.Unpin(*parent_frame);
   };
 
@@ -429,16 +456,21 @@ void TierStack::Step() {
     if (impl.nvme != nullptr) impl.nvme->Step();
   }
   impl.promoter->Step();
+  impl.regions->Step();
   impl.SayWhoEvicts();
   const int64_t now = impl.clock->NowNs();
   MutexLock lock(&impl.mu);
   for (auto& [id, session] : impl.sessions) session->ExpireLeases(now);
 }
 
-void TierStack::WaitForStores() { impl_->copies.Drain(); }
+void TierStack::WaitForStores() {
+  impl_->copies.Drain();
+  impl_->regions->Drain();
+}
 
 void TierStack::Drain() {
   impl_->draining.store(true, std::memory_order_relaxed);
+  impl_->regions->StopStores();
   WaitForStores();
 }
 

@@ -62,6 +62,7 @@ struct TierStackOptions {
   gpu::GpuOptions gpu_options;
   uint64_t gpu_tier_bytes = 0;    // of each GPU's memory for hot blocks; 0: no GPU tier
   BlockDeviceFactory device_factory;  // for tests; empty: OpenBlockDevice
+  std::function<std::unique_ptr<gpu::Gpus>(const gpu::GpuOptions&)> gpus_factory;  // for tests; empty: Gpus::Open
 
   absl::Status Validate() const;  // each message names the config key
 };
@@ -112,6 +113,7 @@ struct PutRequest {
 };
 
 class TierStack;
+struct RegionShare;
 
 // What one client holds: its leases. Its end gives all of them back.
 // Owner: the door that opened it. Must end before the TierStack does.
@@ -178,6 +180,7 @@ class Session {
   TierStack* const stack_;
   const uint64_t id_;
   const kv::TenantId tenant_;
+  const std::shared_ptr<RegionShare> regions_;  // what it has under way of regions' stores and loads
   mutable Mutex mu_;
   absl::flat_hash_map<uint64_t, std::unique_ptr<Lease>> leases_ ABSL_GUARDED_BY(mu_);
 };
@@ -243,6 +246,14 @@ class TierStack {
   absl::StatusOr<SegmentFds> FindSegment(kv::TenantId tenant, uint32_t segment_id) const;
   // Called (on any thread, under no lock of ours) when a segment's memory is given up.
   void SetSegmentGoneCallback(std::function<void(kv::TenantId, uint32_t segment_id)> callback);
+
+  // As Session::OpenRegion, for a door that opens regions when their session may have ended.
+  absl::StatusOr<std::shared_ptr<gpu::Region>> OpenRegion(const gpu::DeviceUuid& device_uuid,
+                                                          gpu::RegionLayout layout,
+                                                          std::span<const gpu::AllocationHandle> allocations,
+                                                          std::span<const gpu::EventHandle> events);
+  // Index of the GPU whose memory the region is; nullopt: host memory.
+  std::optional<uint32_t> DeviceOf(const gpu::Region& region) const;
 
   // Reserves bytes for a client's staging memory: of the share kept for it, then of what else the budget
   // has left. ResourceExhausted when there are none.

@@ -99,8 +99,19 @@ std::vector<BlockInfo> TierStack::List(const KeySpace* key_space, size_t limit) 
   return blocks;
 }
 
+absl::StatusOr<std::shared_ptr<gpu::Region>> TierStack::OpenRegion(
+    const gpu::DeviceUuid& device_uuid, gpu::RegionLayout layout, std::span<const gpu::AllocationHandle> allocations,
+    std::span<const gpu::EventHandle> events) {
+  return impl_->regions->OpenRegion(device_uuid, std::move(layout), allocations, events);
+}
+
+std::optional<uint32_t> TierStack::DeviceOf(const gpu::Region& region) const {
+  return impl_->regions->DeviceOf(region);
+}
+
 uint64_t TierStack::Flush(const KeySpace* key_space) {
   uint64_t flushed = impl_->catalog.Flush(key_space);
+  impl_->regions->Flush(key_space);
   if (impl_->nvme != nullptr) {
     impl_->demoter->Barrier();
     flushed += impl_->nvme->Flush(key_space == nullptr ? std::nullopt : std::optional(key_space->digest));

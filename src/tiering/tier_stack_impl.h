@@ -5,7 +5,6 @@
 
 #include <atomic>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -15,11 +14,13 @@
 #include "kvstore/base/memory_budget.h"
 #include "tiering/catalog.h"
 #include "tiering/demoter.h"
+#include "tiering/fill_table.h"
 #include "tiering/host_memory_dir.h"
 #include "tiering/host_tier.h"
 #include "tiering/load_rates.h"
 #include "tiering/lower_tier_lookup.h"
 #include "tiering/promoter.h"
+#include "tiering/region_mover.h"
 #include "tiering/staging_share.h"
 #include "tiering/tier_stack.h"
 
@@ -83,12 +84,11 @@ class TierStack::Impl {
   // Lets go of everything that a lease holds.
   void End(Session::Lease* lease);
 
-  // Blocks whose bytes are being copied in, and how many stores of each: at most store_queue_depth.
-  using FillKey = std::pair<kv::KeySpaceId, kv::BlockKey>;
-  bool IsFilling(const FillKey& block) const;
   // On a lower tier.
   bool IsBelow(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
-  void SetFilling(const FillKey& block, bool on);
+  // Not here yet: being stored, on a lower tier or on its way from there.
+  bool IsComing(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
+  void AddRegions(MetricRegistry* metrics);
 
   const TierStackOptions options;
   const MemoryPlan plan;
@@ -114,13 +114,13 @@ class TierStack::Impl {
   const uint64_t lease_secret;
   std::atomic<bool> draining{false};
 
-  mutable Mutex fill_mu;
-  std::map<FillKey, int> filling ABSL_GUARDED_BY(fill_mu);
+  FillTable fills;  // at most store_queue_depth, and what regions' stores have in copy
 
   mutable Mutex mu;
   std::function<void(kv::TenantId, uint32_t)> segment_gone ABSL_GUARDED_BY(mu);
   absl::flat_hash_map<uint64_t, Session*> sessions ABSL_GUARDED_BY(mu);
 
+  std::unique_ptr<gpu::Gpus> gpus;  // null: not used
   HostTier tier;
   Catalog catalog;
   gpu::HostBlockCopier copies;       // stores
@@ -130,6 +130,8 @@ class TierStack::Impl {
   std::unique_ptr<Promoter> promoter;
   std::unique_ptr<Demoter> demoter;          // null without lower tiers
   std::unique_ptr<LowerTierLookup> lower;    // null without lower tiers
+
+  std::unique_ptr<RegionMover> regions;
 
   std::string evicting_policy;  // the stepping thread's
 

@@ -36,7 +36,8 @@ void TierStack::Impl::RegisterMetrics(MetricRegistry* metrics) {
           {{"reason", std::string(ReasonName(reason))}, {"tenant", tenant.name}});
     }
     for (const Reason reason : {Reason::kNone, Reason::kDuplicate, Reason::kBudget,
-                                Reason::kBadChecksum, Reason::kOverload, Reason::kCancelled}) {
+                                Reason::kBadChecksum, Reason::kOverload, Reason::kCancelled,
+                                Reason::kFlushed, Reason::kUnavailable, Reason::kDeadline}) {
       c.store_blocks[static_cast<int>(reason)] = metrics->AddCounter(
           "terrace_store_blocks_total", "Blocks offered for storing, by outcome (none: stored).",
           {{"reason", std::string(ReasonName(reason))}, {"tenant", tenant.name}});

@@ -28,6 +28,7 @@ EngineRig::EngineRig(const std::function<void(api::Config*)>& adjust, const Cloc
   config_.stack.prefault = false;
   config_.stack.huge_pages = false;
   config_.stack.memory_dir = "";  // nothing outlives a test
+  config_.stack.gpu = false;
   config_.stack.eviction_policy = "lru";  // an order that tests can tell
   config_.staging_bytes = 1 << 20;
   if (adjust) adjust(&config_);

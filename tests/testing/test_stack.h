@@ -34,6 +34,7 @@ inline tiering::TierStackOptions SmallStackOptions(uint64_t arena_bytes = 64 << 
   options.prefault = false;
   options.huge_pages = false;
   options.store_threads = 2;
+  options.gpu = false;
   options.eviction_policy = "lru";  // an order that tests can tell; the others have tests of their own
   return options;
 }

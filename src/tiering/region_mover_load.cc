@@ -1,0 +1,347 @@
+// Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+//
+// RegionMover: blocks go into pages of a region. What is here is copied at once; what is on its way from a lower
+// tier as it comes. Each such part is one batch of a copy engine.
+#include <algorithm>
+#include <utility>
+
+#include "kvstore/base/block_copy.h"
+#include "tiering/region_mover.h"
+
+namespace terrace::tiering {
+
+using kv::BlockKey;
+using kv::FrameId;
+using kv::KeySpace;
+using kv::kNoFrame;
+
+// One batch and what it holds in place. Its owner fills it; then it is its batch's.
+struct RegionMover::LoadPart {
+  gpu::CopyBatch batch;
+  std::vector<size_t> blocks;    // index of the request's key, one a page of the batch
+  std::vector<FrameId> frames;   // pinned, one a page; empty: on the GPU
+  std::vector<uint32_t> slots;   // of the GPU tier, one a page
+  GpuTier* gpu_tier = nullptr;
+  int64_t submitted_ns = 0;
+  size_t number = 0;             // in LoadOperation::planes
+};
+
+struct RegionMover::LoadOperation {
+  RegionLoadRequest request;
+  std::shared_ptr<Share> share;  // null: not charged
+  std::optional<uint32_t> device;
+  uint64_t bytes = 0;
+  uint32_t as_of_flushes = 0;
+  int64_t deadline_ns = 0;
+  // Keep what is on its way, once it is here, until the end, lease or no lease.
+  std::vector<std::shared_ptr<Promotion>> promotions;
+
+  // Of the one thread that finds blocks at a time: BeginLoad, then each OnLocated in turn.
+  std::vector<size_t> pending;  // not settled, in the order of the keys
+  std::shared_ptr<LoadPart> host_part, gpu_part;  // being filled
+
+  Mutex mu;
+  std::vector<Reason> reasons ABSL_GUARDED_BY(mu);
+  uint32_t open ABSL_GUARDED_BY(mu) = 1;  // parts, waits and calls that are not over
+  bool is_whole ABSL_GUARDED_BY(mu) = false;   // no part is added any more
+  bool has_failed ABSL_GUARDED_BY(mu) = false;  // a block does not come: no plane of all is told
+  std::vector<uint32_t> planes ABSL_GUARDED_BY(mu);  // there, by part
+  uint32_t planes_told ABSL_GUARDED_BY(mu) = 0;
+  bool is_telling ABSL_GUARDED_BY(mu) = false;
+
+  void Settle(size_t i, Reason reason) {
+    MutexLock lock(&mu);
+    reasons[i] = reason;
+    has_failed |= reason != Reason::kNone;
+  }
+  void Enter() {
+    MutexLock lock(&mu);
+    ++open;
+  }
+};
+
+absl::Status RegionMover::Load(kv::TenantId tenant, std::shared_ptr<Share> share, RegionLoadRequest request) {
+  if (absl::Status status = Check(tenant, request.region, request.key_space, request.keys.size(), request.pages,
+                                  request.after_event);
+      !status.ok()) {
+    return status;
+  }
+  std::vector<uint64_t> pages = request.pages;
+  std::sort(pages.begin(), pages.end());
+  if (std::adjacent_find(pages.begin(), pages.end()) != pages.end()) {
+    return absl::InvalidArgumentError("two blocks for one page");
+  }
+  auto load = std::make_shared<LoadOperation>();
+  load->request = std::move(request);
+  load->device = DeviceOf(*load->request.region);
+  const size_t n = load->request.keys.size();
+  load->bytes = n * load->request.region->page_bytes();
+  load->as_of_flushes = load->request.key_space->flushes.load(std::memory_order_relaxed);
+  load->deadline_ns = parts_.clock->NowNs() + load->request.timeout_ns;
+  Reason refusal = Reason::kNone;
+  if (stopped_.load(std::memory_order_relaxed)) {
+    refusal = Reason::kCancelled;
+  } else if (!TryBegin(gpu::Direction::kLoad, share.get(), load->bytes)) {
+    refusal = Reason::kOverload;
+  } else {
+    load->share = std::move(share);
+  }
+  {
+    MutexLock lock(&load->mu);
+    load->reasons.assign(n, refusal);
+  }
+  if (refusal == Reason::kNone) {
+    BeginBusy();
+    for (size_t i = 0; i < n; ++i) FindBlock(load.get(), i);
+    SubmitParts(load);
+    if (!load->pending.empty()) WaitForPending(load);
+    EndBusy();
+  }
+  Leave(load);
+  return absl::OkStatus();
+}
+
+void RegionMover::FindBlock(LoadOperation* load, size_t i) {
+  const KeySpace& key_space = *load->request.key_space;
+  const BlockKey& key = load->request.keys[i];
+  if (FindOnGpu(load, i)) return;
+  // On its way before here: what has just arrived is here.
+  if (auto promotion = parts_.promoter->Join(key_space, key)) {
+    load->promotions.push_back(std::move(promotion));
+    load->pending.push_back(i);
+    return;
+  }
+  if (const auto frame = parts_.catalog->PinIfHere(key_space, key)) {
+    load->Settle(i, AddFrame(load, i, *frame) ? Reason::kNone : Reason::kCorrupt);
+  } else {
+    load->Settle(i, parts_.catalog->WhyMissing(key_space, key));
+  }
+}
+
+bool RegionMover::FindOnGpu(LoadOperation* load, size_t i) {
+  if (!load->device.has_value() || gpu_tiers_[*load->device] == nullptr) return false;
+  GpuTier* const tier = gpu_tiers_[*load->device].get();
+  const KeySpace& key_space = *load->request.key_space;
+  auto found = tier->Find(key_space, load->request.keys[i]);
+  if (!found.has_value()) return false;
+  if (load->gpu_part == nullptr) {
+    load->gpu_part = std::make_shared<LoadPart>();
+    load->gpu_part->gpu_tier = tier;
+    load->gpu_part->batch.frames_on_device = true;
+  }
+  LoadPart& part = *load->gpu_part;
+  part.slots.push_back(found->slot);
+  part.blocks.push_back(i);
+  gpu::PageCopy page;
+  page.page = load->request.pages[i];
+  page.frame = found->frame;
+  page.identity_seed =
+      IdentitySeed(key_space.digest.data(), load->request.keys[i].bytes.data(), key_space.identity.block_bytes);
+  page.checksums = std::move(found->checksums);
+  part.batch.pages.push_back(std::move(page));
+  return true;
+}
+
+// The frame is pinned; the part keeps it so. False: its header is not that of the block, which is dropped.
+bool RegionMover::AddFrame(LoadOperation* load, size_t i, FrameId frame) {
+  const KeySpace& key_space = *load->request.key_space;
+  const BlockKey& key = load->request.keys[i];
+  auto checksums = parts_.tier->CheckedChecksums(frame, key_space, key);
+  if (!checksums.has_value()) {
+    parts_.catalog->Drop(key_space, key, frame, Reason::kCorrupt);
+    parts_.tier->Unpin(frame);
+    return false;
+  }
+  if (load->host_part == nullptr) load->host_part = std::make_shared<LoadPart>();
+  LoadPart& part = *load->host_part;
+  part.frames.push_back(frame);
+  part.blocks.push_back(i);
+  gpu::PageCopy page;
+  page.page = load->request.pages[i];
+  page.frame = parts_.tier->Payload(frame);
+  page.identity_seed = IdentitySeed(key_space.digest.data(), key.bytes.data(), key_space.identity.block_bytes);
+  page.checksums = *std::move(checksums);
+  part.batch.pages.push_back(std::move(page));
+  return true;
+}
+
+void RegionMover::SubmitParts(const Loads& load) {
+  std::vector<std::shared_ptr<LoadPart>> parts;
+  for (auto* part : {&load->gpu_part, &load->host_part}) {
+    if (*part != nullptr) parts.push_back(std::move(*part));
+    *part = nullptr;
+  }
+  {
+    MutexLock lock(&load->mu);
+    for (const auto& part : parts) {
+      part->number = load->planes.size();
+      load->planes.push_back(0);
+      ++load->open;
+    }
+    load->is_whole = load->pending.empty();
+  }
+  for (const auto& part : parts) {
+    gpu::CopyBatch& batch = part->batch;
+    batch.region = load->request.region;
+    batch.direction = gpu::Direction::kLoad;
+    batch.after_event = load->request.after_event;
+    if (load->request.planes_done) {
+      batch.planes_done = [this, load, number = part->number](uint32_t n_planes) {
+        {
+          MutexLock lock(&load->mu);
+          load->planes[number] = n_planes;
+        }
+        TellPlanes(load);
+      };
+    }
+    batch.done = [this, load = load, part = part](gpu::CopyBatch& ended, const absl::Status& status) mutable {
+      EndPart(load, part.get(), &ended, status);
+      load.reset();
+      part.reset();
+      EndBusy();
+    };
+    part->submitted_ns = parts_.clock->NowNs();
+    BeginBusy();
+    gpu::CopyBatch submitted = std::move(batch);
+    const absl::Status begun = EngineFor(load->device)->Submit(submitted);
+    if (!begun.ok()) {
+      EndPart(load, part.get(), &submitted, begun);
+      EndBusy();
+    }
+  }
+}
+
+void RegionMover::EndPart(const Loads& load, LoadPart* part, gpu::CopyBatch* batch, const absl::Status& status) {
+  const KeySpace& key_space = *load->request.key_space;
+  const uint64_t bytes = key_space.identity.block_bytes;
+  uint64_t copied_bytes = 0;
+  std::vector<FrameId> unpin;
+  for (size_t p = 0; p < part->blocks.size(); ++p) {
+    const size_t i = part->blocks[p];
+    const bool intact = status.ok() && batch->pages[p].intact;
+    if (intact) copied_bytes += bytes;
+    Reason reason = intact ? Reason::kNone : status.ok() ? Reason::kCorrupt : ReasonOf(status);
+    if (part->gpu_tier != nullptr) {
+      if (status.ok() && !intact) part->gpu_tier->Drop(part->slots[p]);
+      // A frame that a lost copy still reads stays: it must not become another tenant's.
+      if (!batch->frames_lost) part->gpu_tier->Unpin(part->slots[p]);
+    } else {
+      const FrameId frame = part->frames[p];
+      if (status.ok() && !intact) {
+        parts_.catalog->Drop(key_space, load->request.keys[i], frame, Reason::kCorrupt);
+      }
+      if (intact && load->device.has_value() && gpu_tiers_[*load->device] != nullptr) {
+        OfferToGpu(*load, i, batch->pages[p], frame);
+      } else if (!batch->frames_lost) {
+        unpin.push_back(frame);
+      }
+    }
+    if (reason != Reason::kNone) load->Settle(i, reason);
+  }
+  parts_.tier->UnpinAll(unpin);
+  if (batch->frames_lost) Quarantine(part->frames.size() * bytes, status);
+  metrics_.Ended(gpu::Direction::kLoad, MemoryOf(load->device), status, part->gpu_tier == nullptr ? copied_bytes : 0,
+                 parts_.clock->NowNs() - part->submitted_ns);
+  if (part->gpu_tier != nullptr) metrics_.gpu_tier_bytes->Add(copied_bytes);
+  if (load->request.planes_done && status.ok()) {
+    {
+      MutexLock lock(&load->mu);
+      load->planes[part->number] = static_cast<uint32_t>(load->request.region->layout().planes.size());
+    }
+    TellPlanes(load);
+  }
+  Leave(load);
+}
+
+// The frame's pin goes over to the GPU tier, until it has read the block or wants it not.
+void RegionMover::OfferToGpu(const LoadOperation& load, size_t i, const gpu::PageCopy& copied, FrameId frame) {
+  gpu_tiers_[*load.device]->Offer(*load.request.key_space, load.request.keys[i], std::nullopt,
+                                  parts_.tier->Payload(frame), copied.checksums, load.as_of_flushes,
+                                  [tier = parts_.tier, frame] { tier->Unpin(frame); });
+}
+
+void RegionMover::WaitForPending(const Loads& load) {
+  std::vector<BlockKey> keys;
+  for (const size_t i : load->pending) keys.push_back(load->request.keys[i]);
+  load->Enter();
+  const int64_t left_ns = std::max<int64_t>(0, load->deadline_ns - parts_.clock->NowNs());
+  const absl::Status begun = parts_.promoter->Locate(
+      *load->request.key_space, keys, left_ns, [this, load](std::vector<BlockPlace> places) {
+        BeginBusy();
+        worker_.Post(
+            [this, load = load, places = std::move(places)]() mutable {
+              OnLocated(load, places);
+              Leave(load);
+              load.reset();
+              EndBusy();
+            },
+            true);
+      });
+  if (begun.ok()) return;
+  for (const size_t i : load->pending) load->Settle(i, Reason::kOverload);
+  Leave(load);
+}
+
+// places: of the leading pending blocks, those that are settled.
+void RegionMover::OnLocated(const Loads& load, const std::vector<BlockPlace>& places) {
+  const std::vector<size_t> waited_for = std::exchange(load->pending, {});
+  Reason rest = Reason::kNone;
+  if (stopped_.load(std::memory_order_relaxed) || load->request.region->fenced()) {
+    rest = Reason::kCancelled;
+  } else if (places.empty() || places[0].reason == Reason::kPending) {
+    rest = Reason::kDeadline;
+  }
+  for (size_t p = 0; p < waited_for.size(); ++p) {
+    const size_t i = waited_for[p];
+    if (rest != Reason::kNone) {
+      load->Settle(i, rest);
+    } else if (p >= places.size()) {
+      load->pending.push_back(i);
+    } else if (places[p].reason != Reason::kNone) {
+      load->Settle(i, places[p].reason);
+    } else {
+      FindBlock(load.get(), i);
+    }
+  }
+  SubmitParts(load);
+  if (!load->pending.empty()) WaitForPending(load);
+}
+
+void RegionMover::TellPlanes(const Loads& load) {
+  {
+    MutexLock lock(&load->mu);
+    if (load->is_telling) return;  // who tells sees what has come meanwhile
+    load->is_telling = true;
+    ++load->open;
+  }
+  while (true) {
+    uint32_t n_planes;
+    {
+      MutexLock lock(&load->mu);
+      n_planes = load->is_whole && !load->has_failed && !load->planes.empty()
+                     ? *std::min_element(load->planes.begin(), load->planes.end())
+                     : 0;
+      if (n_planes <= load->planes_told) {
+        load->is_telling = false;
+        break;
+      }
+      load->planes_told = n_planes;
+    }
+    load->request.planes_done(n_planes);
+  }
+  Leave(load);
+}
+
+void RegionMover::Leave(const Loads& load) {
+  std::vector<Reason> reasons;
+  {
+    MutexLock lock(&load->mu);
+    if (--load->open > 0) return;
+    reasons = load->reasons;
+  }
+  load->promotions.clear();
+  if (load->share != nullptr) End(gpu::Direction::kLoad, load->share.get(), load->bytes);
+  if (load->request.done) load->request.done(reasons);
+}
+
+}  // namespace terrace::tiering
