@@ -57,7 +57,6 @@ class GroupPages(NamedTuple):
     kv_dtype: str
     layout: str
     device: str = "cpu"
-    planes_until: Dict[str, int] = {}  # leading planes that hold this layer and those before it
 
 
 def describe_groups(kv_cache_config: Any) -> Tuple[List[Group], int, int]:
@@ -188,13 +187,9 @@ def _dense_run(shape: Tuple[int, ...], strides: Tuple[int, ...],
     return dense, run
 
 
-def _merge(planes: List[Plane]) -> Tuple[List[Plane], List[int]]:
-    """Joins neighbours in the payload that are neighbours in memory: fewer, larger pieces, the same payload.
-
-    Returns the planes, and for each given one the number of planes up to the one that holds it.
-    """
+def _merge(planes: List[Plane]) -> List[Plane]:
+    """Joins neighbours in the payload that are neighbours in memory: fewer, larger pieces, the same payload."""
     merged: List[Plane] = []
-    until = []
     for plane in planes:
         last = merged[-1] if merged else None
         if last and last.stride == plane.stride and last.address + last.bytes == plane.address and (
@@ -202,8 +197,7 @@ def _merge(planes: List[Plane]) -> Tuple[List[Plane], List[int]]:
             merged[-1] = last._replace(bytes=last.bytes + plane.bytes)
         else:
             merged.append(plane)
-        until.append(len(merged))
-    return merged, until
+    return merged
 
 
 def _check_planes(index: int, planes: Sequence[Plane], n_blocks: int) -> None:
@@ -243,8 +237,7 @@ def plan_group(group: Group, kv_caches: Dict[str, Any], n_blocks: int, storage_l
     """
     planes: List[Plane] = []
     described: List[Any] = []
-    ends: Dict[str, int] = {}  # planes, before they are merged, up to the layer's last
-    seen: Dict[Tuple[Plane, ...], int] = {}
+    seen = set()
     dtypes, devices = set(), set()
     for name in group.layers:
         tensor = kv_caches.get(name)
@@ -257,23 +250,20 @@ def plan_group(group: Group, kv_caches: Dict[str, Any], n_blocks: int, storage_l
                           "bytes": sum(plane.bytes for plane in page.planes), **kernels.get(name, {})})
         dtypes.add(dtype)
         devices.add(str(tensor.device))
-        key = tuple(page.planes)
-        if key not in seen:  # layers that share their KV cache are moved once
+        if tuple(page.planes) not in seen:  # layers that share their KV cache are moved once
+            seen.add(tuple(page.planes))
             planes += page.planes
-            seen[key] = len(planes)
-        ends[name] = seen[key]
     if not described:
         raise Unsupported(f"KV-cache group {group.index} has no layers on this rank")
     if len(devices) != 1:
         raise Unsupported(f"KV-cache group {group.index} lies on {', '.join(sorted(devices))}; one device "
                           "is needed")
     device = devices.pop()
-    merged, until = _merge(planes)
+    merged = _merge(planes)
     _check_planes(group.index, merged, n_blocks)
     return GroupPages(group, merged, sum(plane.bytes for plane in merged), n_blocks,
                       "+".join(sorted(dtypes)),
-                      _layout_text(group, storage_layout, described, device.partition(":")[0]), device,
-                      {name: until[end - 1] for name, end in ends.items()})
+                      _layout_text(group, storage_layout, described, device.partition(":")[0]), device)
 
 
 def _layout_text(group: Group, storage_layout: Optional[str], described: List[Any], memory: str) -> str:
