@@ -8,13 +8,16 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "cases.h"
 #include "kvstore/base/status_macros.h"
 #include "process.h"
@@ -106,6 +109,21 @@ absl::StatusOr<int> RunVllmCommand(Options options) {
   return 0;
 }
 
+// The GPU cases and host_gather are a program of their own, which builds where nothing else of this does. Returns only
+// if it cannot be started.
+absl::StatusOr<int> RunGpuProgram(const Options& options) {
+  std::vector<std::string> arguments = {BesideSelf("terrace_gpu_bench"), "--scale", absl::StrCat(options.scale)};
+  if (options.json) arguments.push_back("--json");
+  if (options.check) arguments.push_back("--check");
+  for (const std::string& name : options.cases) arguments.insert(arguments.end(), {"--case", name});
+  arguments.insert(arguments.end(), options.gpu_arguments.begin(), options.gpu_arguments.end());
+  std::vector<char*> argv;
+  for (std::string& argument : arguments) argv.push_back(argument.data());
+  argv.push_back(nullptr);
+  execv(argv[0], argv.data());
+  return absl::NotFoundError(absl::StrCat(arguments[0], ": ", std::strerror(errno)));
+}
+
 int ChildMain(const std::vector<std::string>& arguments) {
   const std::string& command = arguments[0];
   if (command == "child-spin") return SpinMain();
@@ -150,6 +168,11 @@ int Main(int argc, char** argv) {
   nvme->add_option("--dir", options.directory, "Directory on the disk to be measured (default: $TMPDIR or /tmp)");
   nvme->add_option("--fio", options.fio, "fio to compare with")->capture_default_str();
   nvme->add_flag("--check", options.check, "Exit with 4 if a target is missed");
+  CLI::App* gpu = app.add_subcommand("gpu", "Copies of a GPU's pages beside the driver's own; host_gather without one");
+  gpu->add_option("--case", options.cases, "Only these cases; may be repeated");
+  gpu->add_flag("--check", options.check, "Exit with 4 if a target is missed");
+  gpu->add_option("--pass", options.gpu_arguments, "An argument for terrace_gpu_bench; may be repeated")
+      ->allow_extra_args(false);
   CLI::App* vllm = app.add_subcommand("vllm", "Real vLLM engines (CPU build)");
   vllm->add_option("--python", options.python, "Interpreter with vLLM (default: .venv of the source tree)");
   vllm->add_option("--pass", options.vllm_arguments, "An argument for vllm_bench.py; may be repeated")
@@ -164,6 +187,7 @@ int Main(int argc, char** argv) {
     options.cache = std::string(home == nullptr ? "/tmp" : home) + "/.cache/terrace-bench";
   }
   const absl::StatusOr<int> code = vllm->parsed()   ? RunVllmCommand(options)
+                                   : gpu->parsed()  ? RunGpuProgram(options)
                                    : nvme->parsed() ? RunCases(options, kNvmeCases)
                                                     : RunCases(options, kLocalCases);
   if (code.ok()) return *code;

@@ -23,6 +23,7 @@ struct Options {
   std::string cache;  // folder for the peers' virtual environments and models
   std::string python;  // interpreter with vLLM
   double scale = 1;    // rounds are multiplied by it
+  std::vector<std::string> gpu_arguments;   // handed through to terrace_gpu_bench
   std::vector<std::string> vllm_arguments;  // handed through to vllm_bench.py
 };
 

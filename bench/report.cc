@@ -81,6 +81,17 @@ void Report::Machine(absl::string_view version) {
   std::fflush(stdout);
 }
 
+void Report::Note(absl::string_view name, const std::vector<std::pair<std::string, std::string>>& facts) {
+  JsonLine line;
+  line.Text("case", name);
+  std::string text(name);
+  for (const auto& [key, value] : facts) {
+    line.Text(key, value);
+    absl::StrAppend(&text, ", ", key, " ", value);
+  }
+  PrintLine(json_ ? line.Done() : text);
+}
+
 void Report::Add(const Measurement& m, double others_cpu) {
   const double value = Median(m.values);
   const std::vector<double> ratios = Ratios(m);

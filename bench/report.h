@@ -45,6 +45,8 @@ class Report {
   explicit Report(bool json) : json_(json) {}
 
   void Machine(absl::string_view version);
+  // A line of facts about what is measured.
+  void Note(absl::string_view name, const std::vector<std::pair<std::string, std::string>>& facts);
   // others_cpu: cores that processes of others kept busy meanwhile.
   void Add(const Measurement& measurement, double others_cpu);
   // A case that could not be measured, and why.
