@@ -15,7 +15,11 @@
 namespace terrace::tiering {
 
 RegionMover::RegionMover(const Options& options, const Parts& parts, MetricRegistry* metrics)
-    : options_(options), parts_(parts), metrics_(metrics), worker_(options.host_threads > 0) {
+    : options_(options),
+      parts_(parts),
+      metrics_(metrics),
+      worker_(std::make_shared<RegionWorker>(options.host_threads > 0)) {
+  devices_->worker = worker_;
   if (options.host_regions) {
     host_engine_ = std::make_unique<gpu::HostCopyEngine>(options.host_threads, options.queue_depth);
   }
@@ -40,6 +44,7 @@ RegionMover::~RegionMover() {
   Stop();
   gpu_tiers_.clear();  // waits for its copies, whose ends may still come here
   Drain();
+  worker_->Stop();  // regions that live on are closed by whoever lets go of them
 }
 
 absl::StatusOr<std::shared_ptr<gpu::Region>> RegionMover::OpenRegion(
@@ -77,8 +82,13 @@ absl::StatusOr<std::shared_ptr<gpu::Region>> RegionMover::OpenRegion(
           MutexLock lock(&devices->mu);
           devices->by_region.erase(gone);
         }
-        open->Add(-1);
-        opened.reset();
+        // Unmapping takes its time: neither a thread that serves lookups nor one that drives a GPU does it.
+        devices->worker->Post(
+            [open, closing = std::move(opened)]() mutable {
+              closing.reset();
+              open->Add(-1);
+            },
+            false);
       });
 }
 
@@ -115,21 +125,23 @@ absl::Status RegionMover::Check(kv::TenantId tenant, const std::shared_ptr<gpu::
     return absl::InvalidArgumentError(
         absl::StrCat("event ", after_event, " of a region of ", region->event_count(), " events"));
   }
-  if (EngineFor(DeviceOf(*region)) == nullptr) return absl::InvalidArgumentError("nobody can copy that region");
-  return absl::OkStatus();
+  const std::optional<uint32_t> device = DeviceOf(*region);
+  if (EngineFor(device) == nullptr) return absl::InvalidArgumentError("nobody can copy that region");
+  return device.has_value() ? parts_.gpus->Health(*device) : absl::OkStatus();
 }
 
-bool RegionMover::TryBegin(gpu::Direction direction, Share* share, uint64_t bytes) {
+absl::Status RegionMover::TryBegin(gpu::Direction direction, Share* share, uint64_t bytes) {
   if (share->operations.fetch_add(1, std::memory_order_relaxed) >= Share::kMaxOperations) {
     share->operations.fetch_sub(1, std::memory_order_relaxed);
-    return false;
+    return absl::ResourceExhaustedError(
+        absl::StrCat(Share::kMaxOperations, " operations of this session are under way; wait for some of them"));
   }
   // A single request may be larger than the limit: then it goes alone.
   auto& in_copy = bytes_in_copy_[static_cast<size_t>(direction)];
   const uint64_t before = in_copy.fetch_add(bytes, std::memory_order_relaxed);
-  if (before == 0 || before + bytes <= options_.max_bytes) return true;
+  if (before == 0 || before + bytes <= options_.max_bytes) return absl::OkStatus();
   End(direction, share, bytes);
-  return false;
+  return absl::ResourceExhaustedError(absl::StrCat(before, " bytes are being copied already; try again"));
 }
 
 void RegionMover::End(gpu::Direction direction, Share* share, uint64_t bytes) {
@@ -189,6 +201,7 @@ void RegionMover::Flush(const kv::KeySpace* key_space) {
 }
 
 void RegionMover::Step() {
+  EndFencedWaits();
   for (const auto& tier : gpu_tiers_) {
     if (tier != nullptr) tier->Step();
   }

@@ -35,8 +35,8 @@ namespace terrace::tiering {
 
 // Owner: TierStack. Threads: any; answers come on threads of the copy engines and on its own. Locks: its own, none
 // held while anything else is called.
-// Limits: max_bytes in copy in each direction, RegionShare::kMaxOperations of a session; beyond them blocks are refused with
-// kOverload. A store holds its frames and parents, a load pins its blocks until its bytes are there.
+// Limits: max_bytes in copy in each direction, RegionShare::kMaxOperations of a session; beyond them requests are
+// refused. A store holds its frames and parents, a load pins its blocks until its bytes are there.
 // Failure: what could not be copied is answered with a reason and is not visible; frames to which a lost copy may
 // still write are never used again.
 class RegionMover {
@@ -98,12 +98,14 @@ class RegionMover {
   struct StoreOperation;
   struct LoadOperation;
   struct LoadPart;
+  struct Wait;
   using Stores = std::shared_ptr<StoreOperation>;
   using Loads = std::shared_ptr<LoadOperation>;
   // By region, the device that OpenRegion opened it on. Outlives the mover with the regions.
   struct Devices {
     mutable Mutex mu;
     absl::flat_hash_map<const gpu::Region*, std::optional<uint32_t>> by_region ABSL_GUARDED_BY(mu);
+    std::shared_ptr<RegionWorker> worker;  // which closes them
   };
 
   absl::Status Check(kv::TenantId tenant, const std::shared_ptr<gpu::Region>& region, const kv::KeySpace* key_space,
@@ -112,8 +114,8 @@ class RegionMover {
   RegionMemory MemoryOf(std::optional<uint32_t> device) const {
     return device.has_value() ? RegionMemory::kGpu : RegionMemory::kHost;
   }
-  // False: the session or all together have too much under way.
-  bool TryBegin(gpu::Direction direction, Share* share, uint64_t bytes);
+  // ResourceExhausted: the session or all together have too much under way.
+  absl::Status TryBegin(gpu::Direction direction, Share* share, uint64_t bytes);
   void End(gpu::Direction direction, Share* share, uint64_t bytes);
   void BeginBusy();
   void EndBusy();
@@ -138,6 +140,7 @@ class RegionMover {
   void OfferToGpu(const LoadOperation& load, size_t i, const gpu::PageCopy& copied, kv::FrameId frame);
   void WaitForPending(const Loads& load);
   void OnLocated(const Loads& load, const std::vector<BlockPlace>& places);
+  void EndFencedWaits();
   void TellPlanes(const Loads& load);
   void Leave(const Loads& load);  // the last to leave answers
 
@@ -148,11 +151,14 @@ class RegionMover {
   std::array<std::atomic<uint64_t>, 2> bytes_in_copy_{};  // by Direction
   std::atomic<bool> stores_stopped_{false}, stopped_{false};
 
+  Mutex waits_mu_;
+  std::vector<std::shared_ptr<Wait>> waits_ ABSL_GUARDED_BY(waits_mu_);  // for lower tiers; some are over
+
   Mutex busy_mu_;
   CondVar idle_;
   uint64_t busy_ ABSL_GUARDED_BY(busy_mu_) = 0;  // jobs of the worker and batches of the copy engines
 
-  RegionWorker worker_;
+  const std::shared_ptr<RegionWorker> worker_;
   std::unique_ptr<gpu::HostCopyEngine> host_engine_;  // null: no host regions
   std::vector<std::unique_ptr<GpuTier>> gpu_tiers_;   // by device; null where there is none
 };

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kvstore/base/block_copy.h"
+#include "kvstore/base/status_macros.h"
 #include "tiering/region_mover.h"
 
 namespace terrace::tiering {
@@ -60,6 +61,15 @@ struct RegionMover::LoadOperation {
   }
 };
 
+// A load's wait for lower tiers. Whoever takes it goes on with the load: the promoter's answer, or EndFencedWaits.
+struct RegionMover::Wait {
+  explicit Wait(Loads the_load) : region(the_load->request.region), load(std::move(the_load)) {}
+  Loads Take() { return is_taken.exchange(true) ? nullptr : std::move(load); }
+  const std::shared_ptr<gpu::Region> region;
+  std::atomic<bool> is_taken{false};
+  Loads load;
+};
+
 absl::Status RegionMover::Load(kv::TenantId tenant, std::shared_ptr<Share> share, RegionLoadRequest request) {
   if (absl::Status status = Check(tenant, request.region, request.key_space, request.keys.size(), request.pages,
                                   request.after_event);
@@ -78,19 +88,14 @@ absl::Status RegionMover::Load(kv::TenantId tenant, std::shared_ptr<Share> share
   load->bytes = n * load->request.region->page_bytes();
   load->as_of_flushes = load->request.key_space->flushes.load(std::memory_order_relaxed);
   load->deadline_ns = parts_.clock->NowNs() + load->request.timeout_ns;
-  Reason refusal = Reason::kNone;
-  if (stopped_.load(std::memory_order_relaxed)) {
-    refusal = Reason::kCancelled;
-  } else if (!TryBegin(gpu::Direction::kLoad, share.get(), load->bytes)) {
-    refusal = Reason::kOverload;
-  } else {
-    load->share = std::move(share);
-  }
+  const bool is_over = stopped_.load(std::memory_order_relaxed);
   {
     MutexLock lock(&load->mu);
-    load->reasons.assign(n, refusal);
+    load->reasons.assign(n, is_over ? Reason::kCancelled : Reason::kNone);
   }
-  if (refusal == Reason::kNone) {
+  if (!is_over) {
+    RETURN_IF_ERROR(TryBegin(gpu::Direction::kLoad, share.get(), load->bytes));
+    load->share = std::move(share);
     BeginBusy();
     for (size_t i = 0; i < n; ++i) FindBlock(load.get(), i);
     SubmitParts(load);
@@ -264,22 +269,50 @@ void RegionMover::WaitForPending(const Loads& load) {
   std::vector<BlockKey> keys;
   for (const size_t i : load->pending) keys.push_back(load->request.keys[i]);
   load->Enter();
+  auto wait = std::make_shared<Wait>(load);
+  {
+    MutexLock lock(&waits_mu_);
+    std::erase_if(waits_, [](const auto& w) { return w->is_taken.load(); });
+    waits_.push_back(wait);
+  }
   const int64_t left_ns = std::max<int64_t>(0, load->deadline_ns - parts_.clock->NowNs());
   const absl::Status begun = parts_.promoter->Locate(
-      *load->request.key_space, keys, left_ns, [this, load](std::vector<BlockPlace> places) {
+      *load->request.key_space, keys, left_ns, [this, wait](std::vector<BlockPlace> places) {
         BeginBusy();
-        worker_.Post(
-            [this, load = load, places = std::move(places)]() mutable {
-              OnLocated(load, places);
-              Leave(load);
-              load.reset();
+        worker_->Post(
+            [this, wait, places = std::move(places)] {
+              if (Loads waiting = wait->Take()) {
+                OnLocated(waiting, places);
+                Leave(waiting);
+              }
               EndBusy();
             },
             true);
       });
   if (begun.ok()) return;
+  wait->Take();
   for (const size_t i : load->pending) load->Settle(i, Reason::kOverload);
   Leave(load);
+}
+
+// Nobody waits any more for what a fenced region was to get.
+void RegionMover::EndFencedWaits() {
+  std::vector<std::shared_ptr<Wait>> fenced;
+  {
+    MutexLock lock(&waits_mu_);
+    std::erase_if(waits_, [&fenced](const auto& wait) {
+      if (wait->is_taken.load()) return true;
+      if (!wait->region->fenced()) return false;
+      fenced.push_back(wait);
+      return true;
+    });
+  }
+  for (const auto& wait : fenced) {
+    if (Loads load = wait->Take()) {
+      OnLocated(load, {});
+      Leave(load);
+    }
+  }
 }
 
 // places: of the leading pending blocks, those that are settled.

@@ -55,21 +55,19 @@ absl::Status RegionMover::Store(kv::TenantId tenant, std::shared_ptr<Share> shar
   store->as_of_flushes = store->request.key_space->flushes.load(std::memory_order_relaxed);
   store->reasons.assign(n, Reason::kNone);
   store->frames.assign(n, kNoFrame);
-  Reason refusal = Reason::kNone;
   if (stores_stopped_.load(std::memory_order_relaxed)) {
-    refusal = Reason::kCancelled;
-  } else if (!TryBegin(gpu::Direction::kStore, share.get(), store->bytes)) {
-    refusal = Reason::kOverload;
-  }
-  if (refusal != Reason::kNone) {
-    store->reasons.assign(n, refusal);
+    store->reasons.assign(n, Reason::kCancelled);
     if (store->request.sources_read) store->request.sources_read();
     AnswerStore(store);
     return absl::OkStatus();
   }
+  if (absl::Status begun = TryBegin(gpu::Direction::kStore, share.get(), store->bytes); !begun.ok()) {
+    for (size_t i = 0; i < n; ++i) parts_.count_store(tenant, Reason::kOverload);
+    return begun;
+  }
   store->share = std::move(share);
   BeginBusy();
-  worker_.Post(
+  worker_->Post(
       [this, store = store]() mutable {
         PlanStore(store);
         store.reset();  // whoever waits finds nothing held
@@ -100,7 +98,7 @@ void RegionMover::Demote(uint32_t device, GpuTier::Departure departure) {
   if (stopped_.load(std::memory_order_relaxed)) return AnswerStore(store);
   store->reasons = {Reason::kNone};
   BeginBusy();
-  worker_.Post(
+  worker_->Post(
       [this, store = store]() mutable {
         PlanStore(store);
         store.reset();  // whoever waits finds nothing held
@@ -163,7 +161,7 @@ void RegionMover::SubmitStore(const Stores& store, gpu::CopyBatch batch) {
   batch.done = [this, store](gpu::CopyBatch& copied, const absl::Status& status) {
     if (store->request.sources_read) store->request.sources_read();
     // Making thousands of blocks visible takes milliseconds: not on the thread that drives the copies.
-    worker_.Post(
+    worker_->Post(
         [this, store = store, ended = std::make_shared<gpu::CopyBatch>(std::move(copied)), status]() mutable {
           FinishStore(store, *ended, status);
           ended.reset();

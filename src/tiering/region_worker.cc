@@ -7,13 +7,13 @@
 
 namespace terrace::tiering {
 
-RegionWorker::RegionWorker(bool has_thread) {
+RegionWorker::RegionWorker(bool has_thread) : is_running_(has_thread) {
   if (!has_thread) return;
   thread_ = std::thread([this] { Run(true); });
   pthread_setname_np(thread_.native_handle(), "terrace-region");
 }
 
-RegionWorker::~RegionWorker() {
+void RegionWorker::Stop() {
   {
     MutexLock lock(&mu_);
     closing_ = true;
@@ -26,16 +26,13 @@ void RegionWorker::Post(std::function<void()> job, bool is_urgent) {
   {
     MutexLock lock(&mu_);
     (is_urgent ? urgent_ : others_).push_back(std::move(job));
-    if (!thread_.joinable()) {
-      if (is_running_) return;
-      is_running_ = true;
+    if (is_running_) {
+      work_.SignalOne();
+      return;
     }
+    is_running_ = true;
   }
-  if (thread_.joinable()) {
-    work_.SignalOne();
-  } else {
-    Run(false);
-  }
+  Run(false);
 }
 
 void RegionWorker::Run(bool wait) {

@@ -1,7 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// RegionWorker: does what stores and loads of regions need beside the copying, so that neither the threads that
-// serve lookups nor those that drive a GPU do it.
+// RegionWorker: does what regions need beside the copying, so that neither the threads that serve lookups nor those
+// that drive a GPU do it.
 #pragma once
 
 #include <deque>
@@ -12,15 +12,18 @@
 
 namespace terrace::tiering {
 
-// Owner: RegionMover. Threads: any may post; jobs run one at a time, urgent ones first, on its own thread, or
-// (has_thread false: simulation) on that of whoever posts. Limits: whoever posts bounds what it posts.
+// Owner: RegionMover; the engine socket's server has another one, for opening. Threads: any may post; jobs run one
+// at a time, urgent ones first, on its own thread, or (has_thread false: simulation; stopped) on that of whoever
+// posts. Limits: whoever posts bounds what it posts.
 class RegionWorker {
  public:
   explicit RegionWorker(bool has_thread);
-  ~RegionWorker();  // does what is left
+  ~RegionWorker() { Stop(); }
   RegionWorker(const RegionWorker&) = delete;
 
   void Post(std::function<void()> job, bool is_urgent);
+  // Does what is left and joins the thread. Not from a job.
+  void Stop();
 
  private:
   // Until nothing is left, and (wait) it is closing.
@@ -29,7 +32,7 @@ class RegionWorker {
   Mutex mu_;
   CondVar work_;
   std::deque<std::function<void()>> urgent_ ABSL_GUARDED_BY(mu_), others_ ABSL_GUARDED_BY(mu_);
-  bool is_running_ ABSL_GUARDED_BY(mu_) = false;  // without a thread: somebody runs jobs already
+  bool is_running_ ABSL_GUARDED_BY(mu_);  // somebody runs jobs, who looks for new ones before leaving
   bool closing_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;
 };

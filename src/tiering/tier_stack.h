@@ -165,7 +165,8 @@ class Session {
                                                           gpu::RegionLayout layout,
                                                           std::span<const gpu::AllocationHandle> allocations,
                                                           std::span<const gpu::EventHandle> events);
-  // Never wait. InvalidArgument: sizes, counts or pages do not fit; then done is not called.
+  // Never wait. InvalidArgument: sizes, counts or pages do not fit; ResourceExhausted: too much is being copied
+  // already; Unavailable: the region's GPU is out of service. Then done is not called.
   absl::Status StoreRegion(RegionStoreRequest request);
   absl::Status LoadRegion(RegionLoadRequest request);
 
