@@ -68,7 +68,6 @@ class CudaCopyEngine final : public CopyEngine {
   void LoadKernels();
   absl::Status MakeAllLanes();
   absl::Status MakeLanes(const CudaCopyLane::Options& loads, const CudaCopyLane::Options& stores);
-  void GiveBack();
 
   void Run();
   bool TakeSubmitted(int64_t now_ns);  // false: closing, and nothing is left
@@ -79,6 +78,7 @@ class CudaCopyEngine final : public CopyEngine {
   bool PassGates(Side& side, int64_t now_ns);
   absl::Status TryPass(Waiting& waiting, int64_t now_ns);
   bool BeginChunks(Side& side, int64_t now_ns);
+  bool MayBegin(const CopyBatch& batch);
   CudaCopyTicket* NextTicket(Side& side);
   bool EndTickets(Side& side);
   void CheckDeadlines(Side& side, int64_t now_ns);
@@ -95,6 +95,7 @@ class CudaCopyEngine final : public CopyEngine {
   CudaCopyKernels kernels_;
   uint64_t chunk_bytes_ = 0;
   bool closing_seen_ = false;
+  uint32_t small_stores_ = 0;  // begun since a chunk of a load ended
   std::optional<CopyPlanner> planner_;
   Side sides_[2];  // loads, stores
   std::unique_ptr<CudaCopyGates> gates_;

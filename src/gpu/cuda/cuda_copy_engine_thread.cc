@@ -16,6 +16,10 @@ namespace terrace::gpu {
 namespace {
 
 constexpr int64_t kSpinNs = 40'000;  // after something happened; the time a small batch takes
+// Small store batches that begin beside one chunk of a load: loads are first, also where a GPU, or a processor that is
+// asked to launch hundreds of them, has its hands full. Larger stores are as fast as the link lets them be.
+constexpr uint32_t kSmallStoresBesideLoad = 16;
+constexpr uint64_t kSmallStoreBytes = 1 << 20;
 constexpr int64_t kMinNapNs = 5'000, kMaxNapNs = 200'000;
 
 int64_t NowNs() { return Clock::Real()->NowNs(); }
@@ -118,6 +122,7 @@ void CudaCopyEngine::EndChunk(Side& side, CudaCopyLane& lane, int64_t now_ns) {
   const uint64_t bytes = ticket.Bytes(ticket.chunks()[index]);
   planner_->Record(ticket.shape(), lane.means(), bytes, now_ns - std::max(lane.begun_ns(), side.last_end_ns));
   side.last_end_ns = now_ns;
+  if (ticket.is_load()) small_stores_ = 0;
   const std::span<const uint64_t> checksums = lane.Finish();
   {
     MutexLock lock(&mu_);
@@ -175,6 +180,17 @@ bool CudaCopyEngine::PassGates(Side& side, int64_t now_ns) {
   return happened;
 }
 
+bool CudaCopyEngine::MayBegin(const CopyBatch& batch) {
+  const auto is_busy = [](const auto& lane) { return lane->is_busy(); };
+  if (batch.direction == Direction::kLoad || batch.pages.size() * batch.region->page_bytes() >= kSmallStoreBytes ||
+      std::none_of(sides_[0].lanes.begin(), sides_[0].lanes.end(), is_busy)) {
+    return true;
+  }
+  if (small_stores_ >= kSmallStoresBesideLoad) return false;
+  ++small_stores_;
+  return true;
+}
+
 // The next one with a chunk to begin, in order.
 CudaCopyTicket* CudaCopyEngine::NextTicket(Side& side) {
   for (const auto& ticket : side.begun) {
@@ -183,7 +199,7 @@ CudaCopyTicket* CudaCopyEngine::NextTicket(Side& side) {
     ticket->status = absl::CancelledError("the region is closed");
   }
   const auto next = std::find_if(side.waiting.begin(), side.waiting.end(), [](const Waiting& w) { return w.passed; });
-  if (next == side.waiting.end()) return nullptr;
+  if (next == side.waiting.end() || !MayBegin(next->batch)) return nullptr;
   auto ticket = std::make_unique<CudaCopyTicket>(std::move(next->batch), std::move(next->frames), chunk_bytes_);
   side.waiting.erase(next);
   CountBegun(ticket->batch.direction);
