@@ -9,6 +9,8 @@
 #   ./test.sh --sanitizers   unit and contract tests under address+undefined and thread sanitizers
 #   ./test.sh --python       the Python tests of plugins/ and tests/python
 #   ./test.sh --e2e          terraced with faults and with vLLM engines (tests/faults, tests/e2e)
+#   ./test.sh --gpu          what needs a GPU: C++ tests on the real driver, engines with paged caches on it;
+#                            skipped, and reported so, where there is none. --cpp tries them, too
 #
 # Options add up. Results (JUnit) and logs are left in build/test-results/.
 set -euo pipefail
@@ -22,8 +24,9 @@ for argument in "$@"; do
     --sanitizers) suites+=(asan tsan) ;;
     --python) suites+=(python) ;;
     --e2e) suites+=(e2e) ;;
-    -h | --help) sed -n '4,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) die "unknown option: $argument" "usage: ./test.sh [--fast|--cpp|--sanitizers|--python|--e2e]..." ;;
+    --gpu) suites+=(gpu) ;;
+    -h | --help) sed -n '4,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    *) die "unknown option: $argument" "usage: ./test.sh [--fast|--cpp|--sanitizers|--python|--e2e|--gpu]..." ;;
   esac
 done
 [ ${#suites[@]} -gt 0 ] || suites=(cpp asan tsan python e2e)
@@ -113,7 +116,7 @@ main() {
     scripts/setup_python.sh
   fi
 
-  if wants fast || wants cpp || wants python || wants e2e; then
+  if wants fast || wants cpp || wants python || wants e2e || wants gpu; then
     step "Build: release"
     if build release-build release; then
       if wants cpp; then
@@ -122,6 +125,10 @@ main() {
       elif wants fast; then
         step "C++ unit and contract tests"
         run_ctest fast build/release -L 'unit|contract'
+      fi
+      if wants gpu; then
+        step "Tests on a GPU"
+        run_ctest gpu build/release -L gpu
       fi
     else
       built=0  # a failed suite already; what starts these programs would test older ones

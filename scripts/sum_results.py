@@ -48,6 +48,17 @@ def read_cases(path):
     return sums
 
 
+def was_skipped(program):
+    """Whether a program without GoogleTest cases skipped itself (its SKIP_RETURN_CODE)."""
+    skipped = program.find("skipped")
+    return skipped is not None and (skipped.get("message") or "").startswith("SKIP_RETURN_CODE")
+
+
+def said_last(program):
+    lines = [line for line in (program.findtext("system-out") or "").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no reason given"
+
+
 def read_ctest(folder):
     """ctest's programs, each replaced by its GoogleTest cases where it wrote them."""
     programs = read_cases(folder / "ctest.xml")
@@ -66,6 +77,8 @@ def read_ctest(folder):
                 sums.failed.append(f"{name} (failed outside its cases)")
         elif failed:
             sums.failed.append(f"{name} (crashed, or ran out of time)")
+        elif was_skipped(program):
+            sums.skipped.append(f"{name}: {said_last(program)}")
         elif program.get("status") in ("notrun", "disabled") or program.find("skipped") is not None:
             sums.failed.append(f"{name} (did not run)")
         else:
