@@ -155,7 +155,7 @@ TEST_F(CudaRegionTest, TakesEveryLayout) {
 }
 
 TEST_F(CudaRegionTest, RefusesBrokenLayouts) {
-  constexpr uint64_t kBytes = 1 << 20;
+  constexpr uint64_t kBytes = 2 * kMiB;  // the least that a GPU maps
   const AllocationHandle handle = exporter_->Allocate(kBytes);
   const struct {
     const char* text;
@@ -347,20 +347,17 @@ TEST_F(CudaRegionTest, AStrangeAnswerToAForeignHandleIsTheCallersFault) {
 }
 
 TEST_F(CudaRegionTest, WrapsItsOwnMemory) {
+  const ScopedContext current(*driver_, device_->context());
+  CUdeviceptr memory = 0;
+  ASSERT_EQ(driver_->cuMemAlloc(&memory, kMiB), CUDA_SUCCESS);
+  const std::pair<CUdeviceptr, uint64_t> allocation(memory, kMiB);
+  EXPECT_TRUE(absl::IsInvalidArgument(CudaRegion::Wrap(device_, OnePlane(kMiB, 2), {&allocation, 1}, {}).status()));
   {
-    const ScopedContext current(*driver_, device_->context());
-    CUdeviceptr memory = 0;
-    ASSERT_EQ(driver_->cuMemAlloc(&memory, kMiB), CUDA_SUCCESS);
-    const std::pair<CUdeviceptr, uint64_t> allocation(memory, kMiB);
-    EXPECT_TRUE(absl::IsInvalidArgument(
-        CudaRegion::Wrap(device_, OnePlane(kMiB, 2), {&allocation, 1}, {}).status()));
-    {
-      const auto region = CudaRegion::Wrap(device_, OnePlane(kMiB / 2, 2), {&allocation, 1}, {});
-      ASSERT_TRUE(region.ok()) << region.status();
-      EXPECT_EQ((*region)->Piece(0, 1), reinterpret_cast<std::byte*>(memory) + kMiB / 2);
-    }
-    EXPECT_EQ(driver_->cuMemFree(memory), CUDA_SUCCESS);  // it stayed ours
+    const auto region = CudaRegion::Wrap(device_, OnePlane(kMiB / 2, 2), {&allocation, 1}, {});
+    ASSERT_TRUE(region.ok()) << region.status();
+    EXPECT_EQ((*region)->Piece(0, 1), reinterpret_cast<std::byte*>(memory) + kMiB / 2);
   }
+  EXPECT_EQ(driver_->cuMemFree(memory), CUDA_SUCCESS);  // it stayed ours
 }
 
 }  // namespace

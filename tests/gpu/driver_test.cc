@@ -88,7 +88,7 @@ TEST(DriverTest, ExplainsErrors) {
   const auto driver = Driver::Load(SOFTCUDA_LIBRARY, &why);
   ASSERT_NE(driver, nullptr) << why;
   EXPECT_EQ(driver->Explain(CUDA_ERROR_OUT_OF_MEMORY), "CUDA_ERROR_OUT_OF_MEMORY: out of memory");
-  EXPECT_EQ(driver->Explain(static_cast<CUresult>(7777)), "CUDA error 7777");
+  EXPECT_EQ(driver->Explain(static_cast<CUresult>(888)), "CUDA error 888");
 }
 
 TEST(DriverTest, KnowsWhatIsOver) {

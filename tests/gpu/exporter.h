@@ -71,8 +71,8 @@ class ExporterProcess {
     pid_ = -1;
   }
 
-  // fd: receives the descriptor that came with the answer, the caller's.
-  ExporterReply Ask(const ExporterRequest& request, int* fd = nullptr) {
+  // fd: receives the descriptor that came with the answer, the caller's. expected: the driver's answer there.
+  ExporterReply Ask(const ExporterRequest& request, int* fd = nullptr, int expected = 0) {
     ExporterReply reply;
     EXPECT_EQ(send(socket_, &request, sizeof(request), MSG_NOSIGNAL), static_cast<ssize_t>(sizeof(request)));
     iovec data{&reply, sizeof(reply)};
@@ -83,7 +83,7 @@ class ExporterProcess {
     message.msg_control = control;
     message.msg_controllen = sizeof(control);
     EXPECT_EQ(recvmsg(socket_, &message, MSG_CMSG_CLOEXEC), static_cast<ssize_t>(sizeof(reply)));
-    EXPECT_EQ(reply.result, 0);
+    EXPECT_EQ(reply.result, expected);
     const cmsghdr* const header = CMSG_FIRSTHDR(&message);
     if (fd != nullptr && header != nullptr) std::memcpy(fd, CMSG_DATA(header), sizeof(int));
     return reply;

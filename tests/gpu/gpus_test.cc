@@ -62,24 +62,6 @@ class GpusTest : public ::testing::Test {
   std::map<std::string, uint64_t> before_;
 };
 
-TEST_F(GpusTest, ServesWithoutADriver) {
-  GpuOptions options;
-  options.driver = "libcuda-of-no-machine.so.1";
-  const auto gpus = Gpus::Open(options);
-  EXPECT_TRUE(gpus->devices().empty());
-  EXPECT_THAT(gpus->why_none(), HasSubstr("no NVIDIA driver"));
-  EXPECT_EQ(gpus->driver_version(), "");
-  EXPECT_EQ(gpus->engine(0), nullptr);
-  EXPECT_TRUE(absl::IsNotFound(gpus->Health(0)));
-  EXPECT_TRUE(absl::IsNotFound(gpus->Find(DeviceUuid{}).status()));
-  EXPECT_THAT(std::string(gpus->Find(DeviceUuid{}).status().message()), HasSubstr("no NVIDIA driver"));
-  EXPECT_TRUE(absl::IsNotFound(gpus->Allocate(0, 4096).status()));
-  EXPECT_TRUE(absl::IsNotFound(gpus->OpenRegion(0, {}, {}, {}).status()));
-  std::vector<std::byte> memory(4096);
-  EXPECT_TRUE(gpus->PinHost(memory.data(), memory.size()).ok());
-  gpus->UnpinHost(memory.data());
-}
-
 TEST_F(GpusTest, FindsDevices) {
   {
     const auto gpus = Open();

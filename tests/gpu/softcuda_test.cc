@@ -4,16 +4,15 @@
 #include "gpu/softcuda/softcuda.h"
 
 #include <gtest/gtest.h>
-#include <sys/mman.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
-#include <numeric>
-#include <thread>
 #include <vector>
 
 #include "gpu/cuda/driver.h"
+#include "gpu/exporter.h"
 #include "gpu/softcuda/control.h"
 
 namespace terrace::gpu {
@@ -94,6 +93,7 @@ TEST_F(SoftcudaTest, RefusesWrongArguments) {
 }
 
 TEST_F(SoftcudaTest, HostCannotTouchDeviceMemory) {
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";  // in a fresh process: there are threads
   const CUdeviceptr a = Alloc(4096);
   EXPECT_DEATH(
       {
@@ -267,6 +267,17 @@ TEST_F(SoftcudaTest, AnswersWhatItIsTold) {
   soft_.BreakDevice(0, CUDA_ERROR_ECC_UNCORRECTABLE);
   EXPECT_EQ(driver_->cuMemAlloc(&a, 16), CUDA_ERROR_ECC_UNCORRECTABLE);
   EXPECT_EQ(driver_->cuStreamSynchronize(nullptr), CUDA_ERROR_ECC_UNCORRECTABLE);
+}
+
+TEST_F(SoftcudaTest, AnotherProcessIsToldByItsEnvironment) {
+  ExporterProcess told(SOFTCUDA_LIBRARY, {"SOFTCUDA_FAIL=cuMemAlloc=2@1x2,cuEventCreate=400", "SOFTCUDA_MEMORY_MB=4"});
+  const ExporterRequest allocate{.op = ExporterRequest::kAllocate, .bytes = 1 << 20};
+  told.Ask(allocate);
+  told.Ask(allocate, nullptr, CUDA_ERROR_OUT_OF_MEMORY);
+  told.Ask(allocate, nullptr, CUDA_ERROR_OUT_OF_MEMORY);
+  told.Ask(allocate);
+  told.Ask({.op = ExporterRequest::kAllocate, .bytes = 3 << 20}, nullptr, CUDA_ERROR_OUT_OF_MEMORY);
+  told.Ask({.op = ExporterRequest::kEvent}, nullptr, CUDA_ERROR_INVALID_HANDLE);
 }
 
 TEST_F(SoftcudaTest, AChildOfForkCanDoNothing) {
