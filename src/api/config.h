@@ -33,6 +33,8 @@ struct Config {
   uint32_t max_connections_per_uid = 8192; // engine.max_connections_per_uid
   uint64_t staging_bytes = 16ull << 20;    // engine.staging_bytes, default per storing connection
   uint64_t staging_bytes_max = 256ull << 20;
+  uint32_t max_regions = 64;                 // engine.max_regions, a connection
+  uint64_t region_bytes_max = 1ull << 40;    // engine.region_bytes_max, all allocations of one
   std::string grpc_listen;   // grpc.listen: loopback TCP, without AdminService; "" = off
   std::vector<uint32_t> grpc_admin_uids;  // grpc.admin_uids; empty: everyone who may open the socket
   std::string http_listen = "127.0.0.1:9464";  // http.listen: /metrics /healthz /readyz; "" = off; port 0 = free port

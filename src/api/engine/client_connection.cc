@@ -20,7 +20,8 @@ using tiering::Session;
 
 namespace {
 
-constexpr int kMaxFds = 4;
+constexpr int kMaxFds = 4;             // that are sent
+constexpr int kMaxFdsReceived = 253;   // SCM_RIGHTS takes no more
 
 }  // namespace
 
@@ -31,7 +32,8 @@ ClientConnection::ClientConnection(const EngineContext* context, int fd, int epo
       epoll_fd_(epoll_fd),
       pid_(pid),
       uid_(uid),
-      connected_ns_(context->clock->NowNs()) {
+      connected_ns_(context->clock->NowNs()),
+      regions_(context->config->max_regions) {
   context_->metrics->connections->Add(1);
 }
 
@@ -46,7 +48,9 @@ void ClientConnection::Close() {
     if (closed_) return;
     closed_ = true;
     waiting_.clear();
-    shutdown(fd_, SHUT_RDWR);
+    // The client's pages are not its own again while a copy from or to them is under way: it must not see our end
+    // before that. Who goes last closes the descriptor.
+    shutdown(fd_, regions_.Close() ? SHUT_RD : SHUT_RDWR);
   }
   context_->metrics->connections->Add(-1);
   std::unique_ptr<Session> session;
@@ -66,7 +70,7 @@ bool ClientConnection::OnReadable() {
       if (!waiting_.empty()) return true;  // answers first: who does not read is not read
     }
     iovec iov{packet, sizeof(packet)};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kMaxFds)];
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kMaxFdsReceived)];
     msghdr message{};
     message.msg_iov = &iov;
     message.msg_iovlen = 1;
@@ -74,13 +78,13 @@ bool ClientConnection::OnReadable() {
     message.msg_controllen = sizeof(control);
     const ssize_t n = recvmsg(fd_, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n < 0) return errno == EAGAIN || errno == EINTR;
-    // Clients have no reason to send descriptors: take them off our hands.
+    PacketFds fds;  // closes what no message takes
     for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
       if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
       for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
         int fd;
         std::memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-        close(fd);
+        fds.Add(fd);
       }
     }
     if (n == 0) return false;
@@ -94,7 +98,7 @@ bool ClientConnection::OnReadable() {
       status = Malformed("bad header, or a length that is not the packet's");
       malformed_ = true;
     } else {
-      status = Handle(header, body);
+      status = Handle(header, body, &fds);
     }
     const auto type = static_cast<wire::Type>(header.type);
     const int64_t took_ns = context_->clock->NowNs() - started;
@@ -129,7 +133,7 @@ void ClientConnection::WatchLocked(uint32_t events) {
   epoll_ctl(epoll_fd_, EPOLL_CTL_MOD, fd_, &event);
 }
 
-absl::Status ClientConnection::Handle(const wire::Header& header, Bytes body) {
+absl::Status ClientConnection::Handle(const wire::Header& header, Bytes body, PacketFds* fds) {
   const auto type = static_cast<wire::Type>(header.type);
   if (type == wire::Type::kHello) return OnHello(header, body);
   if (!greeted()) {
@@ -141,6 +145,10 @@ absl::Status ClientConnection::Handle(const wire::Header& header, Bytes body) {
     context_->metrics->rejected[EngineMetrics::kVersion]->Add();
     return absl::FailedPreconditionError(
         absl::StrCat("message of protocol version ", header.version, " on a connection of version ", version_));
+  }
+  if (type >= wire::Type::kRegisterRegion && type <= wire::Type::kRegionLoad && version_ < 3) {
+    malformed_ = true;
+    return Malformed(absl::StrCat("type ", header.type, " on a connection of version ", version_));
   }
   switch (type) {
     case wire::Type::kOpenKeySpace:
@@ -165,10 +173,13 @@ absl::Status ClientConnection::Handle(const wire::Header& header, Bytes body) {
       Reply(header, {});
       return absl::OkStatus();
     case wire::Type::kRegisterRegion:
+      return OnRegisterRegion(header, body, fds);
     case wire::Type::kUnregisterRegion:
+      return OnUnregisterRegion(header, body);
     case wire::Type::kRegionStore:
+      return OnRegionStore(header, body);
     case wire::Type::kRegionLoad:
-      return absl::UnimplementedError("regions");
+      return OnRegionLoad(header, body);
     case wire::Type::kHello:
     case wire::Type::kSegmentGone:
       break;
@@ -259,6 +270,7 @@ std::optional<EngineConnection> ClientConnection::Describe() const {
   d.uid = uid_;
   d.leases = session_->lease_count();
   d.staging_bytes = staging_ == nullptr ? 0 : staging_->memory->bytes();
+  d.regions = regions_.count();
   d.connected_seconds = static_cast<double>(context_->clock->NowNs() - connected_ns_) / 1e9;
   return d;
 }

@@ -16,11 +16,14 @@
 #include "absl/status/status.h"
 #include "api/config.h"
 #include "api/engine/engine_metrics.h"
+#include "api/engine/client_regions.h"
 #include "api/engine/engine_server.h"
+#include "api/engine/region_opening.h"
 #include "api/engine/wire.h"
 #include "api/door/tenant_access.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/mutex.h"
+#include "tiering/region_worker.h"
 #include "tiering/shared_segment.h"
 #include "tiering/tier_stack.h"
 
@@ -34,7 +37,10 @@ struct EngineContext {
   const Clock* clock;
   const TenantAccess* access;
   EngineMetrics* metrics;
+  tiering::RegionWorker* region_opener;
+  std::atomic<int>* regions_opening;  // of all connections: at most kMaxRegionsOpening
 };
+inline constexpr int kMaxRegionsOpening = 64;
 
 // A connection's staging memory; its bytes are the budget's until the last store from it is done.
 struct Staging {
@@ -51,7 +57,8 @@ struct Staging {
 
 // Owner: the server, and every store under way (by shared_ptr, to answer it).
 // Threads: OnReadable and OnWritable on one server thread; answers to stores come from copy threads, those
-// to Locate from any; Describe from any. Limits: kMaxWaiting answers that the client has not taken yet,
+// to Locate from any; Describe from any. Its regions are fenced when it is closed, but the client sees its end only
+// when no copy from or to them is under way any more: until then its pages are not its own again. Limits: kMaxWaiting answers that the client has not taken yet,
 // then it is closed; kMaxWaitingLocates questions that wait for blocks, more are refused.
 class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
  public:
@@ -84,7 +91,7 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   static constexpr int64_t kTurnNs = 1'000'000;
   using Bytes = std::span<const std::byte>;
 
-  absl::Status Handle(const wire::Header& header, Bytes body);
+  absl::Status Handle(const wire::Header& header, Bytes body, PacketFds* fds);
   absl::Status OnHello(const wire::Header& header, Bytes body);
   absl::Status OnOpenKeySpace(const wire::Header& header, Bytes body);
   absl::Status OnLookup(const wire::Header& header, Bytes body);
@@ -95,6 +102,13 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   absl::Status OnReport(const wire::Header& header, Bytes body);
   absl::Status OnLocate(const wire::Header& header, Bytes body);
   absl::Status OnHint(const wire::Header& header, Bytes body);
+  absl::Status OnRegisterRegion(const wire::Header& header, Bytes body, PacketFds* fds);
+  absl::Status OnUnregisterRegion(const wire::Header& header, Bytes body);
+  absl::Status OnRegionStore(const wire::Header& header, Bytes body);
+  absl::Status OnRegionLoad(const wire::Header& header, Bytes body);
+  absl::StatusOr<const kv::KeySpace*> KeySpaceOf(uint32_t id) const;
+  void OpenRegion(const wire::Header& header, const RegionOpening& opening);
+  void EndRegionUse(const wire::Header& header, const ClientRegions::Use& use, std::span<const Reason> reasons);
   void ReplyPlaces(const wire::Header& request, const wire::LookupDone& done,
                    std::span<const tiering::BlockPlace> places, uint64_t block_bytes);
   uint64_t BlockBytes(kv::KeySpaceId id) const;  // 0: no such key space
@@ -123,6 +137,7 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   std::shared_ptr<Staging> staging_ ABSL_GUARDED_BY(mu_);
   std::string client_name_ ABSL_GUARDED_BY(mu_);
   uint16_t version_ = wire::kVersion;
+  ClientRegions regions_;
 
   Mutex send_mu_ ABSL_ACQUIRED_AFTER(mu_);
   bool closed_ ABSL_GUARDED_BY(send_mu_) = false;

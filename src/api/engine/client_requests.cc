@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "api/engine/client_connection.h"
 #include "api/engine/packet_body.h"
+#include "api/engine/retention_hint.h"
 #include "kvstore/base/block_copy.h"
 #include "kvstore/base/log.h"
 #include "kvstore/base/status_macros.h"
@@ -20,22 +21,6 @@ namespace terrace::api {
 
 using tiering::LookupAnswer;
 using tiering::Session;
-
-namespace {
-
-// Durations become points in time; what is too far away is cut, what has no meaning is refused.
-absl::StatusOr<tiering::RetentionHint> ToHint(const wire::Retention& retention, int64_t now_ns) {
-  if (retention.done > 1 || retention.reserved != 0) return Malformed("retention");
-  const auto at = [now_ns](uint32_t ms) {
-    return ms == 0 ? 0 : now_ns + std::min(int64_t{ms} * 1'000'000, tiering::kMaxHintNs);
-  };
-  return tiering::RetentionHint{.reuse_at_ns = at(retention.reuse_after_ms),
-                                .pin_until_ns = at(retention.pin_ms),
-                                .done = retention.done != 0,
-                                .priority = std::min(retention.priority, tiering::kMaxPriority)};
-}
-
-}  // namespace
 
 absl::Status ClientConnection::OnHello(const wire::Header& header, Bytes body) {
   wire::Hello hello;

@@ -7,7 +7,8 @@ namespace terrace::api {
 namespace {
 
 constexpr const char* kOpNames[] = {"hello",       "open_key_space", "lookup", "release", "get_segment",
-                                    "get_staging", "put",            "report", "ping",    "locate", "hint"};
+                                    "get_staging", "put",            "report", "ping",    "locate", "hint",
+                                    "register_region", "unregister_region", "region_store", "region_load"};
 // The codes this door answers with.
 constexpr absl::StatusCode kCodesUsed[] = {
     absl::StatusCode::kOk,         absl::StatusCode::kInvalidArgument,    absl::StatusCode::kNotFound,
@@ -24,7 +25,7 @@ EngineMetrics::EngineMetrics(MetricRegistry* metrics) {
           {{"op", kOpNames[op]}, {"code", absl::StatusCodeToString(code)}, {"transport", "engine"}});
     }
     durations_[op] = metrics->AddHistogram(
-        "terrace_request_duration_seconds", "From a request's arrival to its answer (put, locate: to its hand-over).",
+        "terrace_request_duration_seconds", "From a request's arrival to its answer (put, locate and those about regions: to its hand-over).",
         {{"op", kOpNames[op]}, {"transport", "engine"}});
   }
   constexpr const char* kReasons[] = {"auth", "malformed", "version", "connections", "slow_reader"};

@@ -25,7 +25,7 @@ struct EngineMetrics {
   Counter* corrupt_reports;
 
  private:
-  static constexpr int kOps = 11;
+  static constexpr int kOps = 15;
   static constexpr int kCodes = 17;
   std::array<std::array<Counter*, kCodes>, kOps> requests_{};
   std::array<Histogram*, kOps> durations_{};

@@ -44,7 +44,8 @@ class EngineServer::Impl {
       : config_(config),
         access_(std::move(access)),
         metrics_(metrics),
-        context_{&config_, epoch, stack, clock, &access_, &metrics_},
+        region_opener_(true),
+        context_{&config_, epoch, stack, clock, &access_, &metrics_, &region_opener_, &regions_opening_},
         listener_(std::move(listener)),
         loops_(ThreadCount(config.engine_threads)) {}
   ~Impl();
@@ -75,6 +76,8 @@ class EngineServer::Impl {
   const Config config_;
   const TenantAccess access_;
   EngineMetrics metrics_;
+  tiering::RegionWorker region_opener_;  // opening takes milliseconds
+  std::atomic<int> regions_opening_{0};
   const EngineContext context_;
   UnixListener listener_;
   std::vector<Loop> loops_;
@@ -126,6 +129,7 @@ EngineServer::Impl::~Impl() {
     for (auto& [fd, connection] : loop.connections) connection->Close();
     loop.connections.clear();
   }
+  region_opener_.Stop();
   context_.stack->WaitForStores();
   for (Loop& loop : loops_) {
     if (loop.epoll_fd >= 0) close(loop.epoll_fd);

@@ -21,7 +21,7 @@ struct EngineConnection {
   uint64_t session_id = 0;
   std::string client_name, tenant;
   uint32_t pid = 0, uid = 0;
-  uint64_t leases = 0, staging_bytes = 0;
+  uint64_t leases = 0, staging_bytes = 0, regions = 0;
   double connected_seconds = 0;
 };
 
