@@ -61,7 +61,8 @@ absl::Status RunOneWay(const GpuBenchContext& context, GpuRig* rig, Direction di
 
 // Batches both ways at once, several of each, so that what one direction has at its end weighs little.
 absl::Status RunBoth(const GpuBenchContext& context, GpuRig* rig) {
-  Measurement m = Against("gpu_both", "stores and loads of pages of 256 KiB at once, 4 batches of 128 MiB each way", 0.75, 0.9);
+  Measurement m =
+      Against("gpu_both", "stores and loads of pages of 256 KiB at once, 4 batches of 128 MiB each way", 0.75, 0.9);
   m.limit_name = "sum of one-way cuMemcpyAsync";
   const PageShape shape{.piece_bytes = 256 << 10, .blocks = context.is_softcuda ? 12u : 512u};
   ASSIGN_OR_RETURN(const auto out, PageSet::Make(rig, shape));
@@ -80,7 +81,8 @@ absl::Status RunBoth(const GpuBenchContext& context, GpuRig* rig) {
     ASSIGN_OR_RETURN(const double ours_s, RunBatches(rig->engine(), std::move(batches)));
     ASSIGN_OR_RETURN(const double out_s, rig->TimeCopies({Plain(*out, Direction::kStore)}));
     ASSIGN_OR_RETURN(const double in_s, rig->TimeCopies({Plain(*in, Direction::kLoad)}));
-    ASSIGN_OR_RETURN(const double both_s, rig->TimeCopies({Plain(*out, Direction::kStore), Plain(*in, Direction::kLoad)}));
+    ASSIGN_OR_RETURN(const double both_s,
+                     rig->TimeCopies({Plain(*out, Direction::kStore), Plain(*in, Direction::kLoad)}));
     if (round < 2) continue;  // warm-up
     m.values.push_back(2 * kBatches * bytes / ours_s / kGiga);
     m.limits.push_back((bytes / out_s + bytes / in_s) / kGiga);
@@ -94,8 +96,11 @@ absl::Status RunBoth(const GpuBenchContext& context, GpuRig* rig) {
 // 4,096 runs of bytes each way, in blocks of 32 planes; besides, as 4,096 blocks of one run each.
 absl::Status RunSmallPages(const GpuBenchContext& context, GpuRig* rig, uint64_t run_bytes) {
   const bool is_8k = run_bytes == 8192;
-  Measurement m = is_8k ? Against("gpu_pages_8k", "4,096 scattered runs of 8 KiB as 128 blocks, one batch out and one back", 0.7, 0.9)
-                        : Against("gpu_pages_32k", "4,096 scattered runs of 32 KiB as 128 blocks, one batch out and one back", 0.85, 0.95);
+  Measurement m =
+      is_8k ? Against("gpu_pages_8k", "4,096 scattered runs of 8 KiB as 128 blocks, one batch out and one back", 0.7,
+                      0.9)
+            : Against("gpu_pages_32k", "4,096 scattered runs of 32 KiB as 128 blocks, one batch out and one back",
+                      0.85, 0.95);
   const uint64_t runs = context.is_softcuda ? 256 : 4096;
   const PageShape blocks{.planes = 32, .piece_bytes = run_bytes, .blocks = runs / 32};
   const PageShape singles{.planes = 1, .piece_bytes = run_bytes, .blocks = runs};
@@ -131,7 +136,8 @@ absl::Status RunSmallPages(const GpuBenchContext& context, GpuRig* rig, uint64_t
 
 // From Submit until the first byte of a store of four pages of 32 KiB is in its frame.
 absl::Status RunLatency(const GpuBenchContext& context, GpuRig* rig) {
-  Measurement m{.name = "gpu_latency", .what = "from submitting a store of 4 pages of 32 KiB to its first byte in host memory",
+  Measurement m{.name = "gpu_latency",
+                .what = "from submitting a store of 4 pages of 32 KiB to its first byte in host memory",
                 .unit = "us"};
   m.limit_name = "cuMemcpyAsync";
   m.lower_is_better = m.target_is_absolute = true;
@@ -174,8 +180,9 @@ absl::Status RunLatency(const GpuBenchContext& context, GpuRig* rig) {
     RETURN_IF_ERROR(first_s.status());
     first.store(~expected);
     const double plain_begun = Seconds();
-    RETURN_IF_ERROR(rig->Check(rig->driver().cuMemcpyAsync(reinterpret_cast<CUdeviceptr>(set->frames()), page, 32 << 10,
-                                                           rig->stream(0)), "cuMemcpyAsync"));
+    RETURN_IF_ERROR(rig->Check(
+        rig->driver().cuMemcpyAsync(reinterpret_cast<CUdeviceptr>(set->frames()), page, 32 << 10, rig->stream(0)),
+        "cuMemcpyAsync"));
     ASSIGN_OR_RETURN(const double plain_s, wait_for_first(plain_begun));
     RETURN_IF_ERROR(rig->Check(rig->driver().cuStreamSynchronize(rig->stream(0)), "cuStreamSynchronize"));
     if (round < 20) continue;  // warm-up

@@ -28,7 +28,7 @@ using gpu::Direction;
 using gpu::PageCopy;
 
 constexpr uint64_t kPieceBytes = 8192;
-constexpr uint32_t kPlanes = 64;    // K and V of 32 layers
+constexpr uint32_t kPlanes = 64;  // K and V of 32 layers
 constexpr uint64_t kPages = 256;
 constexpr uint64_t kPageBytes = kPlanes * kPieceBytes;
 constexpr uint64_t kTotalBytes = kPages * kPageBytes;  // 128 MiB: beyond the caches
@@ -58,7 +58,8 @@ class HostGather {
  public:
   HostGather() {
     layout_.n_pages = kPages;
-    for (uint32_t p = 0; p < kPlanes; ++p) layout_.planes.push_back({0, p * kPages * kPieceBytes, kPieceBytes, kPieceBytes});
+    for (uint32_t p = 0; p < kPlanes; ++p)
+      layout_.planes.push_back({0, p * kPages * kPieceBytes, kPieceBytes, kPieceBytes});
     pages_.resize(kPages);
     std::iota(pages_.begin(), pages_.end(), 0);
     for (uint64_t i = kPages - 1; i > 0; --i) std::swap(pages_[i], pages_[Mix(i) % (i + 1)]);
@@ -135,9 +136,10 @@ absl::Status RunHostGather(const GpuBenchContext& context) {
   RETURN_IF_ERROR(gather.Run(Direction::kLoad).status());
   if (!gather.FramesAreRight()) return absl::DataLossError("pages hold other bytes than the frames");
 
-  Measurement m{.name = "host_gather",
-                .what = "128 MiB of pages of 64 pieces of 8 KiB to frames and back, by one thread, checksums on the way",
-                .unit = "GB/s"};
+  Measurement m{
+      .name = "host_gather",
+      .what = "128 MiB of pages of 64 pieces of 8 KiB to frames and back, by one thread, checksums on the way",
+      .unit = "GB/s"};
   m.limit_name = "memcpy";
   m.target = 0.7;
   m.aim = 0.9;

@@ -19,7 +19,8 @@
 asm(".section .rodata\n"
     ".balign 64\n"
     "terrace_bench_matmul_image:\n"
-    ".incbin \"" TERRACE_BENCH_MATMUL_FILE "\"\n"
+    ".incbin \"" TERRACE_BENCH_MATMUL_FILE
+    "\"\n"
     ".balign 8\n"
     ".previous\n");
 extern "C" const char terrace_bench_matmul_image[];
@@ -84,7 +85,8 @@ class Matmul {
   absl::Status Launch() {
     int n = kN;
     void* arguments[] = {&matrices_[0], &matrices_[1], &matrices_[2], &n};
-    return rig_.Check(rig_.driver().cuLaunchKernel(function_, kN / 64, kN / 64, 1, 256, 1, 1, 0, rig_.stream(0), arguments, nullptr),
+    return rig_.Check(rig_.driver().cuLaunchKernel(function_, kN / 64, kN / 64, 1, 256, 1, 1, 0, rig_.stream(0),
+                                                   arguments, nullptr),
                       "cuLaunchKernel");
   }
   // Some elements of the product, calculated here: sums of small whole numbers, so exact.
@@ -93,11 +95,13 @@ class Matmul {
     for (int i = 0; i < 16; ++i) {
       const uint64_t row = Mix(i) % kN, column = Mix(100 + i) % kN;
       double expected = 0;
-      for (uint64_t k = 0; k < kN; ++k) expected += static_cast<double>(values[row * kN + k]) * values[k * kN + column];
+      for (uint64_t k = 0; k < kN; ++k)
+        expected += static_cast<double>(values[row * kN + k]) * values[k * kN + column];
       float* element = nullptr;
       ASSIGN_OR_RETURN(std::byte* const host, rig_.Pinned(sizeof(float)));
       element = reinterpret_cast<float*>(host);
-      RETURN_IF_ERROR(rig_.CopyNow(element, reinterpret_cast<void*>(matrices_[2] + (row * kN + column) * sizeof(float)), sizeof(float)));
+      RETURN_IF_ERROR(rig_.CopyNow(
+          element, reinterpret_cast<void*>(matrices_[2] + (row * kN + column) * sizeof(float)), sizeof(float)));
       if (static_cast<double>(*element) != expected) return absl::InternalError("the matmul kernel is wrong");
     }
     return absl::OkStatus();
@@ -187,14 +191,16 @@ absl::Status RunInterference(const GpuBenchContext& context, GpuRig* rig) {
   if (context.is_softcuda) return absl::UnimplementedError("softcuda has no matmul to be slowed down");
   Matmul matmul(rig);
   RETURN_IF_ERROR(matmul.Open());
-  Measurement m{.name = "gpu_interference",
-                .what = "how much slower a matmul on all multiprocessors gets while pages of 256 KiB are copied both ways",
-                .unit = "%"};
+  Measurement m{
+      .name = "gpu_interference",
+      .what = "how much slower a matmul on all multiprocessors gets while pages of 256 KiB are copied both ways",
+      .unit = "%"};
   m.lower_is_better = m.target_is_absolute = true;
   m.target = 10;
   m.aim = 3;
   ASSIGN_OR_RETURN(const Slowed big, Slow(context, rig, &matmul, {.piece_bytes = 256 << 10, .blocks = 256}));
-  ASSIGN_OR_RETURN(const Slowed small, Slow(context, rig, &matmul, {.planes = 32, .piece_bytes = 8192, .blocks = 256}));
+  ASSIGN_OR_RETURN(const Slowed small,
+                   Slow(context, rig, &matmul, {.planes = 32, .piece_bytes = 8192, .blocks = 256}));
   m.values = big.percent;
   m.more = {{"copied_gbps", Median(big.gbps)},
             {"with_8k_runs_percent", Median(small.percent)},
@@ -205,7 +211,8 @@ absl::Status RunInterference(const GpuBenchContext& context, GpuRig* rig) {
 
 // The gather kernel with checksums and without, on as many multiprocessors as the engine may use.
 absl::Status RunChecksum(const GpuBenchContext& context, GpuRig* rig) {
-  Measurement m{.name = "gpu_checksum", .what = "gathering runs of 8 KiB on 8 multiprocessors, with checksums", .unit = "GB/s"};
+  Measurement m{
+      .name = "gpu_checksum", .what = "gathering runs of 8 KiB on 8 multiprocessors, with checksums", .unit = "GB/s"};
   m.limit_name = "the same without checksums";
   m.target = 0.8;
   m.aim = 0.95;
@@ -226,9 +233,11 @@ absl::Status RunChecksum(const GpuBenchContext& context, GpuRig* rig) {
   auto* const planes = reinterpret_cast<gpu::PlaneEntry*>(host);
   auto* const blocks = reinterpret_cast<gpu::BlockEntry*>(host + 4096);
   for (uint64_t p = 0; p < shape.planes; ++p) {
-    planes[p] = {set->pages() + p * shape.blocks * shape.piece_bytes, shape.piece_bytes, p * shape.piece_bytes, shape.piece_bytes};
+    planes[p] = {set->pages() + p * shape.blocks * shape.piece_bytes, shape.piece_bytes, p * shape.piece_bytes,
+                 shape.piece_bytes};
   }
-  for (uint64_t i = 0; i < shape.blocks; ++i) blocks[i] = {set->page_numbers()[i], target + i * shape.page_bytes(), i};
+  for (uint64_t i = 0; i < shape.blocks; ++i)
+    blocks[i] = {set->page_numbers()[i], target + i * shape.page_bytes(), i};
   RETURN_IF_ERROR(rig->CopyNow(reinterpret_cast<void*>(arrays), host, 65536));
   gpu::CopyTable table{};
   table.planes = reinterpret_cast<const gpu::PlaneEntry*>(arrays);
@@ -241,8 +250,9 @@ absl::Status RunChecksum(const GpuBenchContext& context, GpuRig* rig) {
   const auto time = [&](CUfunction kernel) {
     return rig->TimeKernels([&] {
       void* arguments[] = {&table};
-      return rig->Check(rig->driver().cuLaunchKernel(kernel, gpu::GpuOptions().max_sms, 1, 1, gpu::kMaxKernelThreads, 1, 1,
-                                                     0, rig->stream(0), arguments, nullptr), "cuLaunchKernel");
+      return rig->Check(rig->driver().cuLaunchKernel(kernel, gpu::GpuOptions().max_sms, 1, 1, gpu::kMaxKernelThreads,
+                                                     1, 1, 0, rig->stream(0), arguments, nullptr),
+                        "cuLaunchKernel");
     });
   };
   for (int round = 0; round < context.Rounds(50) + 2; ++round) {
@@ -257,8 +267,10 @@ absl::Status RunChecksum(const GpuBenchContext& context, GpuRig* rig) {
   RETURN_IF_ERROR(rig->CopyNow(gathered, reinterpret_cast<void*>(target), shape.total_bytes()));
   for (uint64_t i = 0; i < shape.blocks; ++i) {
     const Piece piece{gathered + i * shape.page_bytes(), shape.page_bytes()};
-    if (!CopyBlock({&piece, 1}, {}, i, CopyCheck::kVerify, {table.checksums + i * segments, segments}, CopyStores::kCached)) {
-      return absl::DataLossError(absl::StrCat("block ", i, ": the kernel's checksums are not those of what it gathered"));
+    if (!CopyBlock({&piece, 1}, {}, i, CopyCheck::kVerify, {table.checksums + i * segments, segments},
+                   CopyStores::kCached)) {
+      return absl::DataLossError(
+          absl::StrCat("block ", i, ": the kernel's checksums are not those of what it gathered"));
     }
   }
   context.Add(std::move(m));

@@ -43,7 +43,8 @@ constexpr char kUsage[] =
     "  --device N        which GPU (default 0)\n"
     "  --driver LIBRARY  the driver to open (default libcuda.so.1)\n"
     "  --allow-softcuda  run on the tests' stand-in for the driver: compares bytes, gives no figures\n"
-    "Exit codes: 0 measured, or no GPU and said so; 1 a case failed; 2 wrong usage; 4 a target was missed (--check).\n"
+    "Exit codes: 0 measured, or no GPU and said so; 1 a case failed; 2 wrong usage; 4 a target was missed "
+    "(--check).\n"
     "What each case means: docs/benchmarks.md\n";
 
 // False: wrong usage.
@@ -79,8 +80,8 @@ bool Parse(int argc, char** argv, GpuBenchOptions* options) {
 // Says what GPU there is. Empty: there is none that may be measured, and the text was given with every case.
 bool FindGpu(GpuBenchContext* context) {
   const GpuBenchOptions& options = context->options;
-  const bool wants_any = std::any_of(std::begin(kGpuCases), std::end(kGpuCases),
-                                     [&](const char* name) { return context->Wants(name); });
+  const bool wants_any =
+      std::any_of(std::begin(kGpuCases), std::end(kGpuCases), [&](const char* name) { return context->Wants(name); });
   if (!wants_any) return false;
   std::string why;
   {
@@ -97,7 +98,9 @@ bool FindGpu(GpuBenchContext* context) {
                                     {"driver", gpus->driver_version()},
                                     {"numa_node", std::to_string(info.numa_node)}});
       if (context->is_softcuda && !options.allow_softcuda) {
-        why = "the driver is softcuda, a stand-in for tests, not a GPU (--allow-softcuda runs the cases without figures)";
+        why =
+            "the driver is softcuda, a stand-in for tests, not a GPU (--allow-softcuda runs the cases without "
+            "figures)";
       }
     }
   }

@@ -2,7 +2,8 @@
 //
 // terrace_bench_matmul: what the engine is doing meanwhile. C = A * B in single precision, row-major, n a multiple of
 // 64. A block of 16 x 16 threads makes a tile of 64 x 64; each thread 4 x 4 of it.
-extern "C" __global__ void __launch_bounds__(256) terrace_bench_matmul(const float* a, const float* b, float* c, int n) {
+extern "C" __global__ void __launch_bounds__(256)
+    terrace_bench_matmul(const float* a, const float* b, float* c, int n) {
   __shared__ float tile_a[16][64 + 4];
   __shared__ float tile_b[16][64 + 4];
   const int x = threadIdx.x % 16, y = threadIdx.x / 16;

@@ -77,9 +77,11 @@ absl::StatusOr<double> GpuRig::TimeCopies(const std::vector<PlainCopy>& copies) 
   const double begun = Seconds();
   for (size_t i = 0; i < copies.size(); ++i) {
     const PlainCopy& copy = copies[i];
-    RETURN_IF_ERROR(Check(driver().cuMemcpyAsync(copy.target, copy.source, copy.bytes, streams_[i % 2]), "cuMemcpyAsync"));
+    RETURN_IF_ERROR(
+        Check(driver().cuMemcpyAsync(copy.target, copy.source, copy.bytes, streams_[i % 2]), "cuMemcpyAsync"));
   }
-  for (CUstream stream : streams_) RETURN_IF_ERROR(Check(driver().cuStreamSynchronize(stream), "cuStreamSynchronize"));
+  for (CUstream stream : streams_)
+    RETURN_IF_ERROR(Check(driver().cuStreamSynchronize(stream), "cuStreamSynchronize"));
   return Seconds() - begun;
 }
 
@@ -159,7 +161,8 @@ absl::Status PageSet::Prove() {
   load.push_back(MakeBatch(Direction::kLoad));
   RETURN_IF_ERROR(RunBatches(rig_.engine(), std::move(load)).status());
   RETURN_IF_ERROR(rig_.CopyNow(plain_, pages, bytes));
-  if (!IsPayload(MakeKeys(7, 1).data(), {plain_, bytes})) return absl::DataLossError("pages hold other bytes than the frames");
+  if (!IsPayload(MakeKeys(7, 1).data(), {plain_, bytes}))
+    return absl::DataLossError("pages hold other bytes than the frames");
   return absl::OkStatus();
 }
 
@@ -169,7 +172,8 @@ absl::StatusOr<double> RunBatches(gpu::CopyEngine& engine, std::vector<CopyBatch
   absl::Status failure;
   for (CopyBatch& batch : batches) {
     batch.done = [&](CopyBatch& ended, const absl::Status& status) {
-      const bool intact = std::all_of(ended.pages.begin(), ended.pages.end(), [](const PageCopy& p) { return p.intact; });
+      const bool intact =
+          std::all_of(ended.pages.begin(), ended.pages.end(), [](const PageCopy& p) { return p.intact; });
       if (!status.ok() || !intact) {
         MutexLock lock(&mu);
         failure = status.ok() ? absl::DataLossError("a page is not intact") : status;

@@ -70,7 +70,8 @@ class HostCopyEngine::Impl {
   std::vector<std::thread> threads_;
 };
 
-HostCopyEngine::Impl::Impl(uint32_t threads, uint32_t queue_depth) : queue_depth_(queue_depth), copies_at_once_(threads == 0) {
+HostCopyEngine::Impl::Impl(uint32_t threads, uint32_t queue_depth)
+    : queue_depth_(queue_depth), copies_at_once_(threads == 0) {
   for (uint32_t i = 0; i < threads; ++i) {
     threads_.emplace_back([this] { Run(); });
     pthread_setname_np(threads_.back().native_handle(), "terrace-pages");

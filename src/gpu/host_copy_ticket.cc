@@ -53,13 +53,11 @@ bool HostCopyTicket::CopyPart(PageCopy& copy, size_t first_segment, uint64_t beg
   for (uint64_t at = begin; at < end; ++plane) {
     const uint64_t plane_begin = plane == 0 ? 0 : plane_ends_[plane - 1];
     const uint64_t bytes = std::min(end, plane_ends_[plane]) - at;
-    scratch->push_back(
-        {batch.region->Piece(static_cast<uint32_t>(plane), copy.page) + (at - plane_begin), bytes});
+    scratch->push_back({batch.region->Piece(static_cast<uint32_t>(plane), copy.page) + (at - plane_begin), bytes});
     at += bytes;
   }
   const Piece frame{copy.frame + begin, end - begin};
-  const std::span<uint64_t> checksums =
-      std::span(copy.checksums).subspan(first_segment, ChecksumCount(end - begin));
+  const std::span<uint64_t> checksums = std::span(copy.checksums).subspan(first_segment, ChecksumCount(end - begin));
   const uint64_t seed = SeedFromSegment(copy.identity_seed, first_segment);
   const CopyStores stores = total_bytes() >= kStreamingBytes ? CopyStores::kStreaming : CopyStores::kCached;
   if (batch.direction == Direction::kStore) {
@@ -71,8 +69,7 @@ bool HostCopyTicket::CopyPart(PageCopy& copy, size_t first_segment, uint64_t beg
 uint32_t HostCopyTicket::PlanesIn(size_t n_chunks) const {
   if (any_failed_.load(std::memory_order_relaxed)) return 0;
   const uint64_t bytes = std::min(n_chunks * chunk_bytes_, page_bytes_);
-  return static_cast<uint32_t>(std::upper_bound(plane_ends_.begin(), plane_ends_.end(), bytes) -
-                               plane_ends_.begin());
+  return static_cast<uint32_t>(std::upper_bound(plane_ends_.begin(), plane_ends_.end(), bytes) - plane_ends_.begin());
 }
 
 void HostCopyTicket::Judge(bool ok) {

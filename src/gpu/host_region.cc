@@ -11,6 +11,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/status_macros.h"
 
@@ -66,7 +67,9 @@ absl::StatusOr<std::shared_ptr<HostRegion>> HostRegion::Open(RegionLayout layout
     mappings.push_back({base, sizes[i]});
     bases.push_back(static_cast<std::byte*>(base));
   }
-  return std::shared_ptr<HostRegion>(new HostRegion(std::move(layout), std::move(bases), std::move(mappings)));
+  std::shared_ptr<HostRegion> region =
+      absl::WrapUnique(new HostRegion(std::move(layout), std::move(bases), std::move(mappings)));
+  return region;
 }
 
 absl::StatusOr<std::shared_ptr<HostRegion>> HostRegion::Wrap(RegionLayout layout,
@@ -78,7 +81,8 @@ absl::StatusOr<std::shared_ptr<HostRegion>> HostRegion::Wrap(RegionLayout layout
     bases.push_back(allocation.data());
   }
   RETURN_IF_ERROR(layout.Validate(sizes));
-  return std::shared_ptr<HostRegion>(new HostRegion(std::move(layout), std::move(bases), {}));
+  std::shared_ptr<HostRegion> region = absl::WrapUnique(new HostRegion(std::move(layout), std::move(bases), {}));
+  return region;
 }
 
 HostRegion::HostRegion(RegionLayout layout, std::vector<std::byte*> bases, std::vector<Mapping> mappings)

@@ -9,7 +9,7 @@
 #include "contract/copy_engine_queue.h"
 #include "contract/copy_engine_random.h"
 
-#define TERRACE_COPY_ENGINE_CONTRACT(Prefix, Rigs)                  \
-  INSTANTIATE_TYPED_TEST_SUITE_P(Prefix, CopyEngineCopies, Rigs);   \
-  INSTANTIATE_TYPED_TEST_SUITE_P(Prefix, CopyEngineQueue, Rigs);    \
+#define TERRACE_COPY_ENGINE_CONTRACT(Prefix, Rigs)                \
+  INSTANTIATE_TYPED_TEST_SUITE_P(Prefix, CopyEngineCopies, Rigs); \
+  INSTANTIATE_TYPED_TEST_SUITE_P(Prefix, CopyEngineQueue, Rigs);  \
   INSTANTIATE_TYPED_TEST_SUITE_P(Prefix, CopyEngineRandom, Rigs)

@@ -175,8 +175,8 @@ TYPED_TEST_P(CopyEngineCopies, ChecksumsAreBoundToTheBlock) {
   Frames frames(this->rig_, pages.size(), region->page_bytes());
   std::vector<std::vector<std::byte>> payloads;
   CopyBatch batch = MakeLoad(region, pages, frames, this->kSeed, 1, &payloads);
-  batch.pages[0].identity_seed ^= 1;                                       // another block's
-  std::swap(batch.pages[1].checksums[0], batch.pages[1].checksums[1]);     // segments that have changed places
+  batch.pages[0].identity_seed ^= 1;                                    // another block's
+  std::swap(batch.pages[1].checksums[0], batch.pages[1].checksums[1]);  // segments that have changed places
   batch.pages[2].checksums.back() ^= 1ull << 63;
   Outcome outcome;
   TERRACE_RUN_BATCH(this->engine_, batch, outcome);
@@ -239,8 +239,8 @@ TYPED_TEST_P(CopyEngineCopies, PlanesAreDoneWhenItSaysSo) {
         const Plane& plane = named.layout.planes[p];
         for (const uint64_t page : pages) {
           const std::vector<std::byte> real = memory.RealPiece(plane, page);
-          const auto at = memory.model(plane.allocation).begin() +
-                          static_cast<ptrdiff_t>(plane.offset + page * plane.stride);
+          const auto at =
+              memory.model(plane.allocation).begin() + static_cast<ptrdiff_t>(plane.offset + page * plane.stride);
           if (!std::equal(real.begin(), real.end(), at)) wrong += "plane not there; ";
         }
       }
@@ -257,7 +257,8 @@ TYPED_TEST_P(CopyEngineCopies, PlanesAreDoneWhenItSaysSo) {
 // Of a large load the first planes are said to be done long before the last ones. A thread that is put aside in the
 // middle of the first planes makes one load an exception, so several are tried.
 TYPED_TEST_P(CopyEngineCopies, PlanesAreDoneOneAfterAnother) {
-  const NamedLayout named = layouts::Make("layers", {.n_allocations = 16, .stride = 65536, .bytes = 65536, .n_pages = 48});
+  const NamedLayout named =
+      layouts::Make("layers", {.n_allocations = 16, .stride = 65536, .bytes = 65536, .n_pages = 48});
   ModelledMemory memory(this->rig_, named.allocation_bytes);
   const auto region = memory.memory().MakeRegion(named.layout);
   std::vector<uint64_t> pages;
@@ -282,7 +283,8 @@ TYPED_TEST_P(CopyEngineCopies, PlanesAreDoneOneAfterAnother) {
 }
 
 TYPED_TEST_P(CopyEngineCopies, PlanesOfADamagedPageAreNotDone) {
-  const NamedLayout named = layouts::Make("layers", {.n_allocations = 8, .stride = 40'000, .bytes = 40'000, .n_pages = 6});
+  const NamedLayout named =
+      layouts::Make("layers", {.n_allocations = 8, .stride = 40'000, .bytes = 40'000, .n_pages = 6});
   ModelledMemory memory(this->rig_, named.allocation_bytes);
   const auto region = memory.memory().MakeRegion(named.layout);
   const std::vector<uint64_t> pages = {5, 0, 3};

@@ -54,7 +54,8 @@ class Outcome {
   }
   const std::vector<PageCopy>& pages() const ABSL_NO_THREAD_SAFETY_ANALYSIS { return pages_; }
   size_t intact_count() const {
-    return static_cast<size_t>(std::count_if(pages().begin(), pages().end(), [](const PageCopy& p) { return p.intact; }));
+    return static_cast<size_t>(
+        std::count_if(pages().begin(), pages().end(), [](const PageCopy& p) { return p.intact; }));
   }
 
  private:
@@ -204,8 +205,8 @@ class Frames {
 };
 
 // A batch of a region's pages and frames 0, 1, ... For loads, checksums[i] are those of pages[i].
-inline CopyBatch MakeBatch(const std::shared_ptr<Region>& region, Direction direction, std::span<const uint64_t> pages,
-                           const Frames& frames, uint64_t identity_seed) {
+inline CopyBatch MakeBatch(const std::shared_ptr<Region>& region, Direction direction,
+                           std::span<const uint64_t> pages, const Frames& frames, uint64_t identity_seed) {
   CopyBatch batch;
   batch.region = region;
   batch.direction = direction;

@@ -22,7 +22,8 @@ class CopyEngineQueue : public CopyEngineTest<Rig> {
   void SetUp() override {
     CopyEngineTest<Rig>::SetUp();
     if (engine_ == nullptr) return;
-    named_ = layouts::Make("small", {.n_allocations = 2, .stride = kPageBytes / 2, .bytes = kPageBytes / 2, .n_pages = 64});
+    named_ = layouts::Make("small",
+                           {.n_allocations = 2, .stride = kPageBytes / 2, .bytes = kPageBytes / 2, .n_pages = 64});
     memory_ = std::make_unique<ModelledMemory>(rig_, named_.allocation_bytes);
     region_ = memory_->memory().MakeRegion(named_.layout);
     frames_ = std::make_unique<Frames>(rig_, 64, kPageBytes);
@@ -324,7 +325,8 @@ TYPED_TEST_P(CopyEngineQueue, ManyThreadsSubmit) {
   EXPECT_EQ(wrong.load(), 0);
   for (uint64_t t = 0; t < kThreads; ++t) {
     const uint64_t last = t * 16 + (kRounds - 1) % 15;
-    this->memory_->SetModelPage(this->named_.layout, t * 16 + 15, this->memory_->ModelPage(this->named_.layout, last));
+    this->memory_->SetModelPage(this->named_.layout, t * 16 + 15,
+                                this->memory_->ModelPage(this->named_.layout, last));
   }
   EXPECT_TRUE(this->memory_->IsAsModelled());
 }

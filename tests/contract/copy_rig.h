@@ -72,8 +72,7 @@ inline NamedLayout Make(std::string name, const Regular& regular) {
     const uint64_t last_plane = regular.offset + (regular.planes_each - 1) * regular.plane_distance;
     made.allocation_bytes.push_back(last_plane + (regular.n_pages - 1) * regular.stride + regular.bytes);
     for (uint32_t p = 0; p < regular.planes_each; ++p) {
-      made.layout.planes.push_back(
-          {a, regular.offset + p * regular.plane_distance, regular.stride, regular.bytes});
+      made.layout.planes.push_back({a, regular.offset + p * regular.plane_distance, regular.stride, regular.bytes});
     }
   }
   return made;
@@ -83,35 +82,59 @@ inline NamedLayout Make(std::string name, const Regular& regular) {
 inline std::vector<NamedLayout> All() {
   std::vector<NamedLayout> all;
   // A layer is one tensor [2, pages, tokens, heads, size]: its K and V lie apart.
-  all.push_back(Make("k_and_v_apart", {.n_allocations = 5, .planes_each = 2, .plane_distance = 24 * 8192,
-                                       .stride = 8192, .bytes = 8192, .n_pages = 24}));
+  all.push_back(Make("k_and_v_apart", {.n_allocations = 5,
+                                       .planes_each = 2,
+                                       .plane_distance = 24 * 8192,
+                                       .stride = 8192,
+                                       .bytes = 8192,
+                                       .n_pages = 24}));
   // [pages, 2, tokens, heads, size].
   all.push_back(Make("packed", {.n_allocations = 4, .stride = 65536, .bytes = 65536, .n_pages = 12}));
   // One tensor [pages, layers, ...].
   all.push_back(Make("across_layers", {.stride = 5 * 65536 + 4096, .bytes = 5 * 65536 + 4096, .n_pages = 7}));
   // The same with a plane for each layer, so that loads complete layer by layer.
-  all.push_back(Make("across_layers_by_layer", {.planes_each = 10, .plane_distance = 32768, .stride = 327680,
-                                                .bytes = 32768, .n_pages = 6}));
+  all.push_back(Make("across_layers_by_layer",
+                     {.planes_each = 10, .plane_distance = 32768, .stride = 327680, .bytes = 32768, .n_pages = 6}));
   // One latent vector a token: 576 of 2 bytes, 16 tokens.
   all.push_back(Make("mla", {.n_allocations = 7, .stride = 18432, .bytes = 18432, .n_pages = 30}));
   // All layers in one allocation, tokens first: layer l's pages stand behind those of layer l - 1.
-  all.push_back(Make("tokens_first", {.planes_each = 12, .plane_distance = 20 * 16384, .stride = 16384,
-                                      .bytes = 16384, .n_pages = 20}));
+  all.push_back(
+      Make("tokens_first",
+           {.planes_each = 12, .plane_distance = 20 * 16384, .stride = 16384, .bytes = 16384, .n_pages = 20}));
   // [2, heads, pages, tokens, size]: one small piece a head.
-  all.push_back(Make("heads_first", {.n_allocations = 3, .planes_each = 16, .plane_distance = 18 * 2048,
-                                     .stride = 2048, .bytes = 2048, .n_pages = 18}));
+  all.push_back(Make("heads_first", {.n_allocations = 3,
+                                     .planes_each = 16,
+                                     .plane_distance = 18 * 2048,
+                                     .stride = 2048,
+                                     .bytes = 2048,
+                                     .n_pages = 18}));
   // Only every other head's piece belongs to the page, with gaps between the pages.
-  all.push_back(Make("with_gaps", {.n_allocations = 2, .planes_each = 4, .plane_distance = 6144, .stride = 24576,
-                                   .bytes = 3072, .offset = 512, .n_pages = 15}));
-  all.push_back(Make("odd", {.n_allocations = 2, .planes_each = 3, .plane_distance = 30011, .stride = 1237,
-                             .bytes = 1001, .offset = 7, .n_pages = 21}));
+  all.push_back(Make("with_gaps", {.n_allocations = 2,
+                                   .planes_each = 4,
+                                   .plane_distance = 6144,
+                                   .stride = 24576,
+                                   .bytes = 3072,
+                                   .offset = 512,
+                                   .n_pages = 15}));
+  all.push_back(Make("odd", {.n_allocations = 2,
+                             .planes_each = 3,
+                             .plane_distance = 30011,
+                             .stride = 1237,
+                             .bytes = 1001,
+                             .offset = 7,
+                             .n_pages = 21}));
   all.push_back(Make("bytes", {.planes_each = 5, .plane_distance = 64, .stride = 3, .bytes = 1, .n_pages = 20}));
-  all.push_back(Make("odd_and_large", {.planes_each = 2, .plane_distance = 600'007, .stride = 200'003,
-                                       .bytes = 199'999, .offset = 13, .n_pages = 3}));
+  all.push_back(Make("odd_and_large", {.planes_each = 2,
+                                       .plane_distance = 600'007,
+                                       .stride = 200'003,
+                                       .bytes = 199'999,
+                                       .offset = 13,
+                                       .n_pages = 3}));
   // Planes of different sizes; segments of 64 KiB begin and end inside them.
   NamedLayout mixed{"mixed", {700'000, 40'000}, {}};
   mixed.layout.n_pages = 4;
-  mixed.layout.planes = {{0, 0, 100'000, 99'840}, {1, 128, 4096, 4000}, {0, 420'000, 70'000, 65'536}, {1, 17'000, 160, 160}};
+  mixed.layout.planes = {
+      {0, 0, 100'000, 99'840}, {1, 128, 4096, 4000}, {0, 420'000, 70'000, 65'536}, {1, 17'000, 160, 160}};
   all.push_back(std::move(mixed));
   return all;
 }

@@ -44,7 +44,8 @@ int Mappings(const std::string& name) {
 
 TEST(HostRegion, SharesTheEnginesBytes) {
   const SealedMemory k(100'000), v(50'000);
-  const auto region = HostRegion::Open(Layout(10, {{0, 4096, 8000, 8000}, {1, 0, 4000, 3000}}), std::array{k.handle(), v.handle()});
+  const auto region =
+      HostRegion::Open(Layout(10, {{0, 4096, 8000, 8000}, {1, 0, 4000, 3000}}), std::array{k.handle(), v.handle()});
   ASSERT_TRUE(region.ok()) << region.status();
   EXPECT_EQ((*region)->page_bytes(), 11'000u);
   EXPECT_FALSE((*region)->is_device());
@@ -68,7 +69,8 @@ TEST(HostRegion, GivesBackWhatItTook) {
   const SealedMemory memory(1 << 20);
   const int descriptors = OpenDescriptors(), mappings = Mappings("memfd:engine");
   {
-    const auto region = HostRegion::Open(Layout(1, {{0, 0, 4096, 4096}}), std::array{memory.handle(), memory.handle()});
+    const auto region =
+        HostRegion::Open(Layout(1, {{0, 0, 4096, 4096}}), std::array{memory.handle(), memory.handle()});
     ASSERT_TRUE(region.ok());
     EXPECT_GT(Mappings("memfd:engine"), mappings);
     EXPECT_EQ(OpenDescriptors(), descriptors);
@@ -80,7 +82,8 @@ TEST(HostRegion, GivesBackWhatItTook) {
   ASSERT_GE(read_only, 0);
   AllocationHandle second = sealed.handle();
   second.fd = read_only;
-  EXPECT_THAT(WhyRefused(Layout(1, {{0, 0, 4096, 4096}}), {memory.handle(), second}), HasSubstr("allocation 1: cannot be mapped"));
+  EXPECT_THAT(WhyRefused(Layout(1, {{0, 0, 4096, 4096}}), {memory.handle(), second}),
+              HasSubstr("allocation 1: cannot be mapped"));
   close(read_only);
   EXPECT_EQ(Mappings("memfd:engine"), mappings + 1) << "only the test's own";
 }
