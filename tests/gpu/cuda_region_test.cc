@@ -52,7 +52,8 @@ std::vector<NamedLayout> Layouts() {
     layouts.push_back(one);
   }
   layouts.push_back({"blocks across layers", {{{0, 0, 4 * kPiece, 4 * kPiece}}, kPages}, 4 * kPages * kPiece});
-  layouts.push_back({"planes between each other", {{{0, 0, 2048, 1000}, {0, 1024, 2048, 1024}}, kPages}, kPages * 2048});
+  layouts.push_back(
+      {"planes between each other", {{{0, 0, 2048, 1000}, {0, 1024, 2048, 1024}}, kPages}, kPages * 2048});
   layouts.push_back({"MLA", {{{0, 0, 576 * kTokens, 576 * kTokens}}, kPages}, kPages * 576 * kTokens});
   layouts.push_back({"odd bytes", {{{0, 13, 1001, 777}}, kPages}, 13 + (kPages - 1) * 1001 + 777});
   return layouts;

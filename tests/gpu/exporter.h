@@ -91,7 +91,8 @@ class ExporterProcess {
 
   // Memory filled with value.
   AllocationHandle Allocate(uint64_t bytes, uint8_t value = 0, int device = 0) {
-    const ExporterReply reply = Ask({.op = ExporterRequest::kAllocate, .bytes = bytes, .device = device, .value = value});
+    const ExporterReply reply =
+        Ask({.op = ExporterRequest::kAllocate, .bytes = bytes, .device = device, .value = value});
     AllocationHandle handle{.kind = HandleKind::kCudaIpc, .bytes = bytes};
     std::memcpy(handle.ipc.data(), reply.handle, sizeof(reply.handle));
     return handle;

@@ -202,8 +202,8 @@ TEST_F(GpusTest, ZeroesBetweenTenants) {
   {
     const auto device = OpenDevice(0);
     const ScopedContext current(device->driver(), device->context());
-    ASSERT_EQ(device->driver().cuMemsetD8Async(reinterpret_cast<CUdeviceptr>((*memory)->data()), 0x5a, 64 << 10, nullptr),
-              CUDA_SUCCESS);
+    const auto base = reinterpret_cast<CUdeviceptr>((*memory)->data());
+    ASSERT_EQ(device->driver().cuMemsetD8Async(base, 0x5a, 64 << 10, nullptr), CUDA_SUCCESS);
     ASSERT_EQ(device->driver().cuStreamSynchronize(nullptr), CUDA_SUCCESS);
   }
   ASSERT_TRUE((*memory)->Zero(4096, 8192).ok());

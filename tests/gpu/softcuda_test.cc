@@ -189,12 +189,13 @@ TEST_F(SoftcudaTest, CopiesRowsAndBatches) {
   attributes.srcAccessOrder = CU_MEMCPY_SRC_ACCESS_ORDER_STREAM;
   size_t start = 0;
   ASSERT_NE(driver_->cuMemcpyBatchAsync, nullptr);
-  ASSERT_EQ(driver_->cuMemcpyBatchAsync(targets.data(), sources.data(), sizes.data(), 16, &attributes, &start, 1, stream),
-            CUDA_SUCCESS);
+  const auto copy = [&](CUstream on) {
+    return driver_->cuMemcpyBatchAsync(targets.data(), sources.data(), sizes.data(), 16, &attributes, &start, 1, on);
+  };
+  ASSERT_EQ(copy(stream), CUDA_SUCCESS);
   EXPECT_EQ(driver_->cuStreamSynchronize(stream), CUDA_SUCCESS);
   EXPECT_EQ(source, target);
-  EXPECT_EQ(driver_->cuMemcpyBatchAsync(targets.data(), sources.data(), sizes.data(), 16, &attributes, &start, 1, nullptr),
-            CUDA_ERROR_INVALID_VALUE);
+  EXPECT_EQ(copy(nullptr), CUDA_ERROR_INVALID_VALUE);
   rows.dstPitch = 255;
   EXPECT_EQ(driver_->cuMemcpy2DAsync(&rows, stream), CUDA_ERROR_INVALID_VALUE);
 }
@@ -228,7 +229,8 @@ TEST_F(SoftcudaTest, MapsVirtualMemory) {
   ASSERT_EQ(driver_->cuMemRetainAllocationHandle(&retained, reinterpret_cast<void*>(area + granularity)), CUDA_SUCCESS);
   EXPECT_EQ(retained, first);
   int fd = -1;
-  ASSERT_EQ(driver_->cuMemExportToShareableHandle(&fd, first, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0), CUDA_SUCCESS);
+  ASSERT_EQ(driver_->cuMemExportToShareableHandle(&fd, first, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
+            CUDA_SUCCESS);
   ASSERT_EQ(driver_->cuMemImportFromShareableHandle(&imported, reinterpret_cast<void*>(static_cast<intptr_t>(fd)),
                                                     CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
             CUDA_SUCCESS);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "absl/memory/memory.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/log.h"
@@ -98,7 +99,7 @@ absl::StatusOr<std::shared_ptr<CudaDevice>> CudaDevice::Open(std::shared_ptr<con
   if (const CUresult result = driver->cuDeviceGet(&device, ordinal); result != CUDA_SUCCESS) {
     return absl::UnavailableError(absl::StrCat("cuDeviceGet: ", driver->Explain(result)));
   }
-  std::shared_ptr<CudaDevice> opened(new CudaDevice(std::move(driver), device));
+  std::shared_ptr<CudaDevice> opened(absl::WrapUnique(new CudaDevice(std::move(driver), device)));
   RETURN_IF_ERROR(opened->Describe());
   // Refused where the context is in use already, by a library in this process: it is used as it is.
   opened->driver_->cuDevicePrimaryCtxSetFlags(device, CU_CTX_SCHED_BLOCKING_SYNC);

@@ -1,6 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// CudaDevice: one GPU of this process: its primary context, whether it is in service, and regions of its memory. Internal to src/gpu/cuda.
+// CudaDevice: one GPU of this process: its primary context, whether it is in service, and regions of its memory.
+// Internal to src/gpu/cuda.
 #pragma once
 
 #include <cuda.h>
@@ -123,8 +124,5 @@ class CudaRegion final : public Region {
 // The CudaCopyEngine of a device. staging memory and streams are made here: an error leaves nothing behind.
 absl::StatusOr<std::unique_ptr<CopyEngine>> MakeCudaCopyEngine(std::shared_ptr<CudaDevice> device,
                                                                const GpuOptions& options);
-
-// Gpus::Open() where the toolkit was there.
-std::unique_ptr<Gpus> OpenCudaGpus(const GpuOptions& options);
 
 }  // namespace terrace::gpu

@@ -196,7 +196,7 @@ void CudaGpus::UnpinHost(std::byte* base) {
 
 }  // namespace
 
-std::unique_ptr<Gpus> OpenCudaGpus(const GpuOptions& options) {
+std::unique_ptr<Gpus> Gpus::Open(const GpuOptions& options) {
   auto gpus = std::make_unique<CudaGpus>(options);
   gpus->Open();
   if (gpus->devices().empty()) {

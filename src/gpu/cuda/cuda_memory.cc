@@ -5,6 +5,7 @@
 #include <chrono>
 #include <thread>
 
+#include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/status_macros.h"
@@ -15,7 +16,7 @@ absl::StatusOr<std::unique_ptr<CudaMemory>> CudaMemory::Make(std::shared_ptr<Cud
                                                              int64_t deadline_ns) {
   if (device->fenced()) return device->health();
   if (bytes == 0) return absl::InvalidArgumentError("no bytes of GPU memory");
-  std::unique_ptr<CudaMemory> memory(new CudaMemory(std::move(device), bytes, deadline_ns));
+  auto memory = absl::WrapUnique(new CudaMemory(std::move(device), bytes, deadline_ns));
   RETURN_IF_ERROR(memory->Allocate());
   RETURN_IF_ERROR(memory->Zero(0, bytes));
   return memory;

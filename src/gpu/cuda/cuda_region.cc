@@ -3,6 +3,7 @@
 // CudaRegion: opens what another process exports. Nothing of it is believed: sizes and device are the driver's.
 #include <cstring>
 
+#include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "gpu/cuda/cuda_device.h"
 #include "kvstore/base/status_macros.h"
@@ -186,8 +187,9 @@ absl::StatusOr<std::shared_ptr<CudaRegion>> CudaRegion::Open(std::shared_ptr<Cud
   for (size_t i = 0; i < events.size(); ++i) {
     RETURN_IF_ERROR(Annotated(opener.OpenEvent(events[i]), absl::StrCat("event ", i, ": ")));
   }
-  return std::shared_ptr<CudaRegion>(new CudaRegion(std::move(device), std::move(layout), std::move(bases),
-                                                    opener.TakeOpened(), opener.TakeEvents(), /*owns_events=*/true));
+  return std::shared_ptr<CudaRegion>(
+      absl::WrapUnique(new CudaRegion(std::move(device), std::move(layout), std::move(bases), opener.TakeOpened(),
+                                      opener.TakeEvents(), /*owns_events=*/true)));
 }
 
 absl::StatusOr<std::shared_ptr<CudaRegion>> CudaRegion::Wrap(
@@ -200,8 +202,8 @@ absl::StatusOr<std::shared_ptr<CudaRegion>> CudaRegion::Wrap(
     bases.push_back(AsPointer(address));
   }
   RETURN_IF_ERROR(layout.Validate(sizes));
-  return std::shared_ptr<CudaRegion>(new CudaRegion(std::move(device), std::move(layout), std::move(bases), {},
-                                                    std::move(events), /*owns_events=*/false));
+  return std::shared_ptr<CudaRegion>(absl::WrapUnique(new CudaRegion(
+      std::move(device), std::move(layout), std::move(bases), {}, std::move(events), /*owns_events=*/false)));
 }
 
 }  // namespace terrace::gpu

@@ -1,22 +1,13 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Gpus of a build without the CUDA toolkit; cuda/cuda_gpus.cc otherwise.
 #include "gpu/gpus.h"
-
 #include "kvstore/base/log.h"
-#if defined(TERRACE_HAVE_CUDA)
-#include "gpu/cuda/cuda_device.h"
-#endif
 
 namespace terrace::gpu {
-
-#if defined(TERRACE_HAVE_CUDA)
-
-std::unique_ptr<Gpus> Gpus::Open(const GpuOptions& options) { return OpenCudaGpus(options); }
-
-#else
-
 namespace {
 
-// What a build without the toolkit has.
+// Owner, threads: as Gpus.
 class NoGpus final : public Gpus {
  public:
   std::span<const GpuInfo> devices() const override { return {}; }
@@ -50,7 +41,5 @@ std::unique_ptr<Gpus> Gpus::Open(const GpuOptions&) {
   Log(LogLevel::kInfo, "no_gpus", {{"why", gpus->why_none()}});
   return gpus;
 }
-
-#endif
 
 }  // namespace terrace::gpu
