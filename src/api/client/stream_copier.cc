@@ -141,8 +141,8 @@ void StreamCopier::StartChunk(Chunk* chunk) {
   if (chunk->op->is_load()) {
     chunk->state = Chunk::State::kToLoad;
   } else {
+    chunk->state = Chunk::State::kFromDevice;
     CopyAll(chunk, DevicePages::Way::kFromDevice);
-    if (chunk->state != Chunk::State::kEnded) chunk->state = Chunk::State::kFromDevice;
   }
 }
 
@@ -279,8 +279,8 @@ bool StreamCopier::TakeInner(Chunk* chunk) {
     EndChunk(chunk);
     return true;
   }
+  chunk->state = Chunk::State::kToDevice;
   CopyAll(chunk, DevicePages::Way::kToDevice);
-  if (chunk->state != Chunk::State::kEnded) chunk->state = Chunk::State::kToDevice;
   return true;
 }
 
