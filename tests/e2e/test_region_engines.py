@@ -22,10 +22,8 @@ import scenarios
 
 ON_SOFTCUDA = ["cuda:ipc", "cuda:vmm", "cuda:private", "cuda:refused"]
 ON_A_GPU = ["cuda:ipc", "cuda:vmm", "torch:ipc", "torch:vmm"]
-# Each way of reaching the memory runs these; the other scenarios run with one way of each copier.
-_EVERY_WAY = {"cold_store_then_another_process_loads", "daemon_killed_in_mid_run"}
 _SOFT = [(scenario, memory) for scenario in scenarios.ALL for memory in ON_SOFTCUDA
-         if memory in ("cuda:ipc", "cuda:refused") or scenario.__name__ in _EVERY_WAY]
+         if memory in ("cuda:ipc", "cuda:refused") or scenario in scenarios.EVERY_WAY]
 
 
 def setting(binaries, memory, driver, name):

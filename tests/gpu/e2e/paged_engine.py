@@ -26,7 +26,7 @@ import memory
 from terrace_vllm import client as api
 
 _POISON = b"\xa5"
-_WAIT_US = 60_000_000
+_WAIT_US = 20_000_000
 
 
 class WrongByte(Exception):
@@ -110,7 +110,7 @@ class PagedEngine:
         if operation.wait_sources(_WAIT_US):
             self.poison(group, pages)
         elif not operation.done():
-            raise AssertionError("a store did not read its pages in a minute")
+            raise AssertionError("a store did not read its pages in time")
         return {"status": 0, "reasons": self.finish(operation)}
 
     def do_load(self, chain: str, n: int, first: int = 0, page: int = 1, group: int = 0,
@@ -138,7 +138,7 @@ class PagedEngine:
         if layer_by_layer and self.client.library.has_regions:
             early = self._follow(operation, group, chain, first, pages[:hit], result)
         if not operation.wait(_WAIT_US):
-            raise AssertionError("a load did not end in a minute")
+            raise AssertionError("a load did not end in time")
         reasons = operation.reasons()
         for i, reason in enumerate(reasons):
             for plane in range(n_planes) if reason == api.REASON_NONE else ():
@@ -157,7 +157,7 @@ class PagedEngine:
             if waited == api.DATA_LOSS:
                 return early
             if waited != api.OK:
-                raise AssertionError(f"plane {plane} did not arrive in a minute ({waited})")
+                raise AssertionError(f"plane {plane} did not arrive in time ({waited})")
             early += not operation.done()
             for i, page in enumerate(pages):
                 result["bytes"] += self.compare(group, chain, first + i, page, plane)
@@ -166,7 +166,7 @@ class PagedEngine:
     def finish(self, operation: Any) -> Dict[str, int]:
         begun = time.monotonic()
         if not operation.wait(_WAIT_US):
-            raise AssertionError("an operation did not end in a minute")
+            raise AssertionError("an operation did not end in time")
         reasons = operation.reasons()
         operation.close()
         assert time.monotonic() - begun < 70

@@ -2,14 +2,16 @@
 # Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 """Runs the end-to-end scenarios of engines with paged caches against a daemon, without pytest.
 
-    run.py --node PATH --library PATH --memory host|cuda|torch[:export] [--driver FOLDER] [--json FILE]
+    run.py --node PATH --library PATH --memory host|cuda|torch[:export] [--driver FOLDER] [--jobs N] [--json FILE]
 
 --node: terraced or region_node. --driver: a folder with a libcuda.so.1 to be used in place of the system's (for
 the test stand-in `softcuda`: what then passes was not run on a GPU). Prints one line a scenario and ends with
-`N passed, N failed, N skipped`; exit status 0 when nothing failed, 77 when all was skipped.
+`N passed, N failed, N skipped`; exit status 0 when nothing failed, 77 when all was skipped. Ways of export
+that differ little, and PyTorch, whose processes start slowly, run fewer scenarios unless --all is given.
 """
 
 import argparse
+import concurrent.futures
 import json
 import os
 import sys
@@ -32,24 +34,35 @@ def kinds_of(memory):
     return [memory] if export or name not in _EXPORTS else [f"{name}:{way}" for way in _EXPORTS[name]]
 
 
-def chosen(names):
-    if not names:
-        return scenarios.ALL
-    found = [scenario for scenario in scenarios.ALL if scenario.__name__ in names]
-    unknown = set(names) - {scenario.__name__ for scenario in found}
+def chosen(names, memory, everything):
+    """The scenarios of one kind of memory, and the layouts of those that take several."""
+    by_name = {scenario.__name__: scenario for scenario in scenarios.ALL}
+    unknown = set(names or ()) - set(by_name)
     if unknown:
-        sys.exit(f"no scenario {', '.join(sorted(unknown))}; there are "
-                 + ", ".join(scenario.__name__ for scenario in scenarios.ALL))
-    return found
+        sys.exit(f"no scenario {', '.join(sorted(unknown))}; there are {', '.join(by_name)}")
+    if names or everything:
+        return [by_name[name] for name in names or by_name], layouts.NAMES
+    few = [scenario for scenario in scenarios.ALL if scenario in scenarios.EVERY_WAY]
+    if memory.startswith("torch"):
+        return few, ["kv_apart", "cross_layer", "hybrid"]
+    return few if memory in ("cuda:vmm", "cuda:private") else scenarios.ALL, layouts.NAMES
 
 
-def run_one(scenario, setting):
+def run_one(scenario, setting, why_skipped):
     begun = time.monotonic()
+    if why_skipped:
+        return {"result": "skipped", "why": why_skipped, "seconds": 0.0}
     try:
         return {"result": "passed", "facts": scenario(setting), "seconds": time.monotonic() - begun}
     except Exception as error:
-        traceback.print_exc()
-        return {"result": "failed", "why": str(error)[:2000], "seconds": time.monotonic() - begun}
+        return {"result": "failed", "why": str(error)[:2000], "trace": traceback.format_exc(),
+                "seconds": time.monotonic() - begun}
+
+
+def show(memory, scenario, outcome):
+    facts = json.dumps(outcome["facts"]) if outcome.get("facts") else outcome.get("why", "")[:300]
+    print(f"{outcome['result']:8} {memory:13} {scenario.__name__} {outcome['seconds']:.1f} s {facts}")
+    print(outcome.get("trace", ""), end="", flush=True)
 
 
 def main():
@@ -60,6 +73,8 @@ def main():
     parser.add_argument("--driver", help="folder with a libcuda.so.1")
     parser.add_argument("--layout", action="append", choices=layouts.NAMES)
     parser.add_argument("--scenario", action="append")
+    parser.add_argument("--all", action="store_true", help="all scenarios and layouts for every kind of memory")
+    parser.add_argument("--jobs", type=int, default=1, help="scenarios at a time")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(3), "big"))
     parser.add_argument("--json", help="write the results there")
     args = parser.parse_args()
@@ -69,17 +84,18 @@ def main():
     driver = os.path.abspath(args.driver) if args.driver else None
     print(f"seed {args.seed} (repeat with --seed), node {args.node}"
           + (f", driver {driver}: NOT A GPU unless it is NVIDIA's" if driver else ""), flush=True)
-    results = []
+    work = []
     for memory in [kind for asked in args.memory or ["host"] for kind in kinds_of(asked)]:
         why = rig.why_not(memory, args.library, driver)
+        found, orders = chosen(args.scenario, memory, args.all)
         setting = scenarios.Setting(os.path.abspath(args.node), os.path.abspath(args.library), memory, driver,
-                                    tuple(args.layout or layouts.NAMES), args.seed)
-        for scenario in chosen(args.scenario):
-            outcome = {"result": "skipped", "why": why, "seconds": 0.0} if why else run_one(scenario, setting)
-            results.append({"memory": memory, "scenario": scenario.__name__, **outcome})
-            print(f"{outcome['result']:8} {memory:13} {scenario.__name__} {outcome['seconds']:.1f} s "
-                  f"{json.dumps(outcome.get('facts')) if outcome.get('facts') else outcome.get('why', '')[:300]}",
-                  flush=True)
+                                    tuple(args.layout or orders), args.seed)
+        work += [(scenario, setting, why) for scenario in found]
+    results = []
+    with concurrent.futures.ThreadPoolExecutor(max(1, args.jobs)) as pool:
+        for (scenario, setting, _), outcome in zip(work, pool.map(run_one, *zip(*work))):
+            show(setting.memory, scenario, outcome)
+            results.append({"memory": setting.memory, "scenario": scenario.__name__, **outcome})
     counts = {name: sum(r["result"] == name for r in results) for name in ("passed", "failed", "skipped")}
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:

@@ -281,3 +281,6 @@ ALL: List[Callable[[Setting], Dict[str, Any]]] = [
     host_and_device_engines_share,
     registrations_come_and_go,
 ]
+
+# What runs with every way of reaching the memory; the others depend on who copies only.
+EVERY_WAY = (cold_store_then_another_process_loads, daemon_killed_in_mid_run)
