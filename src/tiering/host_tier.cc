@@ -71,6 +71,7 @@ std::unique_ptr<SharedSegment> HostTier::MakeSegment(uint64_t bytes) {
   }
   std::unique_ptr<SharedSegment> segment = *std::move(made);
   mapped_[id % kMaxSegments] = {segment->payload->data(), segment->headers->data(), segment.get()};
+  if (options_.observer != nullptr) options_.observer->OnMapped(segment->payload->data(), bytes);
   return segment;
 }
 
@@ -98,7 +99,12 @@ absl::StatusOr<std::unique_ptr<SharedSegment>> HostTier::MapSegment(uint32_t id,
   return segment;
 }
 
+void HostTier::SayInUse(const SharedSegment& segment) {
+  if (options_.observer != nullptr) options_.observer->OnInUse(segment.payload->data(), segment.payload->bytes());
+}
+
 void HostTier::Destroy(std::unique_ptr<SharedSegment> segment) {
+  if (options_.observer != nullptr) options_.observer->OnUnmapping(segment->payload->data());
   if (segment->table != nullptr) options_.memory_dir->Remove(segment->id);
 }
 
@@ -178,6 +184,7 @@ bool HostTier::AddSegment(kv::TenantId tenant, uint64_t least_bytes) {
   const uint32_t id = segment->id;
   const auto extents = static_cast<uint32_t>(segment->payload->bytes() / kExtentBytes);
   if (segment->table != nullptr) segment->table->SetTenant(TenantName(tenant));
+  SayInUse(*segment);
   {
     MutexLock lock(&mu_);
     segments_[id] = {tenant, std::move(segment)};
@@ -283,6 +290,7 @@ void HostTier::Prefault() {
       prefaulted_.fetch_add(step, std::memory_order_relaxed);
     }
     if (!reserved.ok()) SayFull(reserved.message());
+    if (reserved.ok()) SayInUse(*segment);
     MutexLock lock(&mu_);
     spare_.push_back(std::move(segment));
     no_more_spares_ |= !reserved.ok();

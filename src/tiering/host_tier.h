@@ -31,6 +31,16 @@ namespace terrace::tiering {
 
 class HostMemoryDir;
 
+// Hears of the payload memory of segments, but not of its end with the tier. Any thread; at most the lock that the
+// making of segments is serialised by is held.
+class SegmentObserver {
+ public:
+  virtual ~SegmentObserver() = default;
+  virtual void OnMapped(std::byte* base, uint64_t bytes) = 0;  // new, no page of it touched yet
+  virtual void OnInUse(std::byte* base, uint64_t bytes) = 0;   // blocks come, or soon will; may be told twice
+  virtual void OnUnmapping(std::byte* base) = 0;               // about to go
+};
+
 // Owner: TierStack. Threads: any, and one of its own that takes the page faults of segments to come.
 // Limits: the budget; segment_bytes a segment. Failure: no memory is "no frame", never an abort.
 class HostTier {
@@ -46,6 +56,7 @@ class HostTier {
     HostMemoryDir* memory_dir = nullptr;
     kv::KeySpaceTable* key_spaces = nullptr;
     std::vector<std::string> tenants;  // names by TenantId; used with memory_dir only
+    SegmentObserver* observer = nullptr;  // may be null; must outlive the tier
   };
   // A block that the last process left, checked but for its payload (every reader does that).
   struct AdoptedBlock {
@@ -140,6 +151,7 @@ class HostTier {
   // A segment's last reference: its files go with it.
   void Destroy(std::unique_ptr<SharedSegment> segment);
   void SayFull(absl::string_view why);
+  void SayInUse(const SharedSegment& segment);
   std::string TenantName(kv::TenantId tenant) const;
   // The slab of a frame is reserved and in its segment's table: its header may be touched.
   bool IsPrepared(kv::FrameId frame) const;

@@ -157,6 +157,7 @@ void HostTier::AdoptSegment(Pending pending, absl::FunctionRef<bool(const Adopte
   }
   segment->headers->Punch(from * kHeaderBytesPerExtent, (extents - from) * kHeaderBytesPerExtent);
 
+  SayInUse(*segment);
   {
     MutexLock lock(&mu_);
     segments_[id] = {pending.tenant, std::move(pending.segment)};

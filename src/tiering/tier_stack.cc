@@ -129,6 +129,7 @@ TierStack::Impl::Impl(const TierStackOptions& stack_options, const MemoryPlan& m
       max_pins(std::clamp<uint64_t>(plan.index_capacity, 1 << 21, 1 << 29)),
       lease_secret(Random64()),
       gpus(OpenGpus(options)),
+      pinner(gpus == nullptr || gpus->devices().empty() ? nullptr : std::make_unique<HostPinner>(gpus.get())),
       // The disks' share is theirs alone: neither memory that is taken over nor tables of frames eat it up.
       tier((RegisterMetrics(metrics),
             TERRACE_CHECK(budget.TryCharge(plan.static_bytes + plan.staging_bytes + plan.disk_bytes)),
@@ -139,7 +140,8 @@ TierStack::Impl::Impl(const TierStackOptions& stack_options, const MemoryPlan& m
                               .overhead_bytes_per_frame = Catalog::kBytesPerBlock,
                               .memory_dir = memory_dir.get(),
                               .key_spaces = &key_spaces,
-                              .tenants = TenantNames(options)}),
+                              .tenants = TenantNames(options),
+                              .observer = pinner.get()}),
            &budget,
            [this](kv::TenantId tenant, uint32_t segment_id) {
              std::function<void(kv::TenantId, uint32_t)> callback;
@@ -251,6 +253,7 @@ TierStack::Impl::~Impl() {
   nvme.reset();  // ends what is under way; the promoter and the demoter hear of it
   if (promoter != nullptr) promoter->EndWaiting();
   regions.reset();
+  if (pinner != nullptr) pinner->Stop();
   gpus.reset();  // before the memory that they copy goes
   MutexLock lock(&mu);
   TERRACE_CHECK(sessions.empty());

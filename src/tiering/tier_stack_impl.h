@@ -16,6 +16,7 @@
 #include "tiering/demoter.h"
 #include "tiering/fill_table.h"
 #include "tiering/host_memory_dir.h"
+#include "tiering/host_pinner.h"
 #include "tiering/host_tier.h"
 #include "tiering/load_rates.h"
 #include "tiering/lower_tier_lookup.h"
@@ -120,7 +121,8 @@ class TierStack::Impl {
   std::function<void(kv::TenantId, uint32_t)> segment_gone ABSL_GUARDED_BY(mu);
   absl::flat_hash_map<uint64_t, Session*> sessions ABSL_GUARDED_BY(mu);
 
-  std::unique_ptr<gpu::Gpus> gpus;  // null: not used
+  std::unique_ptr<gpu::Gpus> gpus;      // null: not used
+  std::unique_ptr<HostPinner> pinner;  // null: no GPU
   HostTier tier;
   Catalog catalog;
   gpu::HostBlockCopier copies;       // stores

@@ -141,7 +141,7 @@ TEST_F(EngineProtocolTest, HeadersThatLieEndTheConnection) {
   for (const uint64_t bytes : {1ull, 1ull << 31, 1ull << 32, 1ull << 63, ~0ull, ~0ull - 23}) {
     broken([bytes](wire::Header* h) { h->body_bytes = bytes; });
   }
-  for (const uint16_t type : std::initializer_list<uint16_t>{0, 12, 64, 65, 65535}) {
+  for (const uint16_t type : std::initializer_list<uint16_t>{0, 16, 64, 65, 65535}) {
     broken([type](wire::Header* h) { h->type = type; });
   }
   ExpectServes();

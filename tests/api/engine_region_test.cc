@@ -207,7 +207,7 @@ TEST_F(EngineRegionTest, DescriptorsWithOtherMessagesAreClosed) {
     RegionClient regions = regions_();
     ASSERT_TRUE(regions.Answer(regions.Send(wire::Type::kPing, {}, fds)).ok());
   }
-  EXPECT_TRUE(Eventually([&] { return OpenDescriptors() == before; })) << OpenDescriptors() << " " << before;
+  EXPECT_TRUE(Eventually([&] { return OpenDescriptors() <= before; })) << OpenDescriptors() << " " << before;
 }
 
 TEST_F(EngineRegionTest, AGpuThatIsNotThereIsSaidSo) {
