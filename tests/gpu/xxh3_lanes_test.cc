@@ -2,7 +2,7 @@
 //
 // The kernels' code on a warp of the processor: checksums equal xxHash's and CopyBlock's for every length, and every
 // byte lands where it belongs, whatever the pieces' sizes and alignments.
-#include "gpu/cuda/xxh3_lanes.h"
+#include "gpu/cuda/kernels/xxh3_lanes.h"
 
 #include <xxhash.h>
 

@@ -143,7 +143,7 @@ absl::Status CudaCopyEngine::Submit(CopyBatch& batch) {
   {
     const ScopedContext context(device_->driver(), device_->context());
     RETURN_IF_ERROR(device_->Check(context.result(), "cuCtxPushCurrent"));
-    ASSIGN_OR_RETURN(frames, FindFrames(device_->driver(), batch));
+    ASSIGN_OR_RETURN(frames, FindFrames(device_->driver(), device_->device(), batch));
   }
   const size_t side = SideOf(batch.direction);
   {

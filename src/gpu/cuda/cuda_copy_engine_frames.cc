@@ -8,7 +8,9 @@ struct Range {
   uint64_t begin = 0, end = 0;
   uint64_t to_device = 0;  // added to an address of this process gives the GPU's (modulo 2^64)
   CUmemorytype type = CU_MEMORYTYPE_HOST;
-  bool Has(uint64_t address, uint64_t bytes) const { return address >= begin && address < end && bytes <= end - address; }
+  bool Has(uint64_t address, uint64_t bytes) const {
+    return address >= begin && address < end && bytes <= end - address;
+  }
 };
 
 // What the driver knows of [address, +bytes): false: nothing, so it is ordinary memory.
@@ -26,7 +28,9 @@ bool FindRange(const Driver& driver, uint64_t address, uint64_t bytes, Range* ra
     range->begin = address;
     range->end = address + 1;
   }
-  if (driver.cuPointerGetAttribute(&on_device, CU_POINTER_ATTRIBUTE_DEVICE_POINTER, address) != CUDA_SUCCESS) return false;
+  if (driver.cuPointerGetAttribute(&on_device, CU_POINTER_ATTRIBUTE_DEVICE_POINTER, address) != CUDA_SUCCESS) {
+    return false;
+  }
   // Of host memory that is mapped elsewhere for the GPU the driver may name the GPU's range.
   if (address < range->begin || address >= range->end) {
     if (on_device < range->begin || on_device >= range->end) return false;
@@ -39,7 +43,7 @@ bool FindRange(const Driver& driver, uint64_t address, uint64_t bytes, Range* ra
 
 }  // namespace
 
-absl::StatusOr<FramePlaces> FindFrames(const Driver& driver, const CopyBatch& batch) {
+absl::StatusOr<FramePlaces> FindFrames(const Driver& driver, CUdevice device, const CopyBatch& batch) {
   const uint64_t bytes = batch.region->page_bytes();
   FramePlaces places;
   places.addresses.reserve(batch.pages.size());
@@ -54,10 +58,16 @@ absl::StatusOr<FramePlaces> FindFrames(const Driver& driver, const CopyBatch& ba
                                                                  : "a frame in the GPU's memory, not the host's");
       }
       if (!known) {
-        if (batch.frames_on_device) return absl::InvalidArgumentError("a frame that is not memory of the GPU");
+        if (batch.frames_on_device) return absl::InvalidArgumentError("a frame that is not the GPU's memory");
         places.bounced = true;
         places.addresses.clear();
         continue;
+      }
+      int owner = device;
+      if (batch.frames_on_device &&
+          driver.cuPointerGetAttribute(&owner, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, address) == CUDA_SUCCESS &&
+          owner != device) {
+        return absl::InvalidArgumentError("a frame that is another GPU's memory");
       }
       range = found;
     }

@@ -20,6 +20,6 @@ struct FramePlaces {
 // Asks the driver about each range of memory once a batch, and keeps nothing: memory may be unpinned between batches,
 // and a kernel that touches what is not pinned costs the whole device. Threads: any; the context is current.
 // InvalidArgument: frames of another kind of memory than frames_on_device says.
-absl::StatusOr<FramePlaces> FindFrames(const Driver& driver, const CopyBatch& batch);
+absl::StatusOr<FramePlaces> FindFrames(const Driver& driver, CUdevice device, const CopyBatch& batch);
 
 }  // namespace terrace::gpu

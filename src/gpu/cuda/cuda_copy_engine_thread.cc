@@ -20,7 +20,7 @@ constexpr int64_t kSpinNs = 40'000;  // after something happened; the time a sma
 // asked to launch hundreds of them, has its hands full. Larger stores are as fast as the link lets them be.
 constexpr uint32_t kSmallStoresBesideLoad = 16;
 constexpr uint64_t kSmallStoreBytes = 1 << 20;
-constexpr int64_t kMinNapNs = 5'000, kMaxNapNs = 200'000;
+constexpr int64_t kMinNapNs = 5'000, kMaxNapNs = 50'000;
 
 int64_t NowNs() { return Clock::Real()->NowNs(); }
 

@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "gpu/cuda/kernels/copy_table.h"
-#include "gpu/cuda/xxh3_lanes.h"
+#include "gpu/cuda/kernels/xxh3_lanes.h"
 
 #ifdef __CUDACC__
 #define TERRACE_UNROLL _Pragma("unroll")

@@ -4,8 +4,8 @@
 // code on the GPU and on the processor, where it is proved against xxHash. Standard library only; no CUDA type.
 //
 // A block of 1024 bytes is two groups of 8 stripes. Lane l takes 16 bytes of stripe l / 4 of each group: accumulators
-// 2 (l % 4) and the one after it. Inside a block accumulators only add, so lanes sum up for themselves and the warp adds
-// their sums once a block.
+// 2 (l % 4) and the one after it. Inside a block accumulators only add, so lanes sum up for themselves and the warp
+// adds their sums once a block.
 #pragma once
 
 #include <cstdint>
