@@ -141,8 +141,10 @@ TEST_F(GpusTest, PinsHostMemory) {
     EXPECT_TRUE(gpus->Health(0).ok());
     EXPECT_TRUE(gpus->PinHost(memory.data(), 65536).ok());
     EXPECT_TRUE(gpus->PinHost(memory.data() + 65536, 65536).ok());
+    soft_.Reset();
   }
-  ExpectNothingLeft();  // what was still pinned, too
+  EXPECT_EQ(soft_.Counter("cuMemHostUnregister"), 2u);  // what was still pinned
+  ExpectNothingLeft();
 }
 
 TEST_F(GpusTest, PinsWithTheNextDeviceWhenTheFirstIsOutOfService) {
@@ -268,7 +270,10 @@ TEST_F(GpusTest, ErrorsHaveClasses) {
     const auto other = OpenDevice(1);
     EXPECT_TRUE(absl::IsUnavailable(other->Check(sticky, "cuX")));
     EXPECT_TRUE(other->fenced());
-    EXPECT_THAT(std::string(other->health().message()), HasSubstr(other->driver().Explain(sticky)));
+    const absl::Status health = other->health();
+    EXPECT_THAT(std::string(health.message()), HasSubstr(other->driver().Explain(sticky)));
+    other->Fence(absl::InternalError("a later reason"));
+    EXPECT_EQ(other->health(), health);
   }
 }
 
