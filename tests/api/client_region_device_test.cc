@@ -33,7 +33,7 @@ class DevicePagesTest : public ClientTest {
       planes_.push_back({reinterpret_cast<void*>(memory_ + p * kPlaneExtent), kStride, kPlaneBytes});
     }
     Clear();
-    StartDaemon(1);
+    StartDaemon(1, 512ull << 20, [](tiering::TierStackOptions* options) { options->gpu = false; });
   }
   void TearDown() override {
     if (driver_ == nullptr) return;
@@ -181,8 +181,7 @@ TEST_F(DevicePagesTest, WaitsForTheEnginesStreamAndNobodyWaitsForIt) {
   terrace_pages* pages = Register(client);
   const std::vector<uint8_t> keys = ChainKeys(2, 2);
   soft_->Hang(true);
-  kept_.reserve(2);
-  for (uint32_t i = 0; i < 2; ++i) Fill(i, PayloadOf(&keys[i * 32], kBlockBytes));
+  ASSERT_EQ(driver_->cuMemsetD8Async(memory_, 0x77, kPlanes * kPlaneExtent, stream_), CUDA_SUCCESS);
   terrace_op* op = StartStore(client, keyspace, pages, keys, {0, 1});  // returns at once
   EXPECT_EQ(terrace_op_wait_sources(op, 20'000), TERRACE_DEADLINE_EXCEEDED);
   // Ordinary operations go on.
@@ -193,7 +192,7 @@ TEST_F(DevicePagesTest, WaitsForTheEnginesStreamAndNobodyWaitsForIt) {
   EXPECT_EQ(Reasons(op), std::vector<uint8_t>(2, TERRACE_REASON_NONE));
   std::vector<std::vector<std::byte>> payloads;
   Load(client, keyspace, Lookup(client, keyspace, keys).refs, keys, &payloads);
-  EXPECT_EQ(payloads[1], PayloadOf(&keys[32], kBlockBytes));
+  EXPECT_EQ(payloads[1], std::vector<std::byte>(kBlockBytes, std::byte{0x77}));
   terrace_pages_free(pages);
   terrace_keyspace_free(keyspace);
 }
@@ -271,7 +270,9 @@ TEST_F(DevicePagesTest, FreeingAnOperationOrClosingWaitsForTheGpu) {
   terrace_op* ready = StartStore(client, keyspace, pages, keys, {0});
   Reasons(ready);
   soft_->Hang(true);
+  const uint64_t copies = soft_->Counter("cuMemcpyAsync");
   terrace_op* load = StartLoad(client, keyspace, pages, keys, {1});
+  ASSERT_TRUE(Eventually([&] { return soft_->Counter("cuMemcpyAsync") == copies + kPlanes; }));
   std::atomic<bool> freed{false};
   std::thread freeing([&] {
     terrace_op_free(load);

@@ -82,7 +82,7 @@ void StreamCopier::Run() {
     quiet = happened ? 0 : quiet + 1;
     std::unique_lock lock(mu_);
     unfinished_ -= finished;
-    if (stopping_ && (ops_.empty() || stop_by.Passed())) break;
+    if (stopping_ && queue_.empty() && (ops_.empty() || (stop_by.at_ns != 0 && stop_by.Passed()))) break;
     if (ops_.empty()) {
       changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
     } else if (!happened) {
