@@ -20,8 +20,8 @@ import layouts
 import rig
 import scenarios
 
-ON_SOFTCUDA = ["cuda:ipc", "cuda:vmm", "cuda:private", "cuda:refused"]
-ON_A_GPU = ["cuda:ipc", "cuda:vmm", "torch:ipc", "torch:vmm"]
+ON_SOFTCUDA = ["cuda:ipc", "cuda:vmm", "cuda:pieces", "cuda:private", "cuda:refused"]
+ON_A_GPU = ["cuda:ipc", "cuda:vmm", "torch:ipc", "torch:pieces"]
 _SOFT = [(scenario, memory) for scenario in scenarios.ALL for memory in ON_SOFTCUDA
          if memory in ("cuda:ipc", "cuda:refused") or scenario in scenarios.EVERY_WAY]
 

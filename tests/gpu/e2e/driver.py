@@ -79,14 +79,14 @@ class Driver:
     def free(self, address: int) -> None:
         self._call("cuMemFree_v2", c_uint64(address))
 
-    def map_pieces(self, n_bytes: int, exportable: bool) -> int:
-        """One range of addresses over many physical allocations of two granules each."""
+    def map(self, n_bytes: int, exportable: bool, in_pieces: bool) -> int:
+        """A range of addresses over one physical allocation, or over many of two granules each."""
         location = _Location(_ON_DEVICE, self._device)
         wanted = _Properties(_PINNED, _POSIX_FD if exportable else 0, location)
         granule = c_size_t()
         self._call("cuMemGetAllocationGranularity", byref(granule), byref(wanted), c_int(0))
-        piece = 2 * granule.value
-        total = -(-n_bytes // piece) * piece
+        total = -(-n_bytes // (2 * granule.value)) * 2 * granule.value
+        piece = 2 * granule.value if in_pieces else total
         base = c_uint64()
         self._call("cuMemAddressReserve", byref(base), c_size_t(total), c_size_t(0), c_uint64(0), c_ulonglong(0))
         for offset in range(0, total, piece):

@@ -58,9 +58,9 @@ class HostMemory:
 class CudaMemory:
     """GPU memory by the driver API.
 
-    export: `ipc` cuMemAlloc; `vmm` physical pieces of two granules mapped one after the other, as expandable
-    segments are; `private` the same without a handle to export; `refused` cuMemAlloc, and the library is told
-    not to export it.
+    export: `ipc` cuMemAlloc; `vmm` the VMM API, one physical allocation each; `pieces` many physical allocations
+    mapped one after the other, as PyTorch's expandable segments are; `private` VMM without a handle to export;
+    `refused` cuMemAlloc, and the library is told not to export it.
     """
 
     def __init__(self, export: str) -> None:
@@ -77,7 +77,7 @@ class CudaMemory:
     def allocate(self, n_bytes: int) -> int:
         if self._export in ("ipc", "refused"):
             return self.driver.allocate(n_bytes)
-        return self.driver.map_pieces(n_bytes, exportable=self._export == "vmm")
+        return self.driver.map(n_bytes, exportable=self._export != "private", in_pieces=self._export == "pieces")
 
     def stage(self, n_bytes: int) -> None:
         """GPU memory through which the next writes go, so that their last step is a copy on the stream."""
@@ -108,10 +108,10 @@ class CudaMemory:
 
 
 class TorchMemory:
-    """PyTorch's CUDA tensors. export: `ipc`, or `vmm` with its expandable segments."""
+    """PyTorch's CUDA tensors. export: `ipc`; `pieces` with its expandable segments; `refused`."""
 
     def __init__(self, export: str) -> None:
-        if export == "vmm":  # read when torch allocates first
+        if export == "pieces":  # read when torch allocates first
             os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         try:
             import torch

@@ -24,7 +24,7 @@ import layouts
 import rig
 import scenarios
 
-_EXPORTS = {"cuda": ["ipc", "vmm", "private", "refused"], "torch": ["ipc", "vmm"]}
+_EXPORTS = {"cuda": ["ipc", "vmm", "pieces", "private", "refused"], "torch": ["ipc", "pieces"]}
 _SKIPPED = 77  # what ctest takes for "skipped"
 
 
@@ -45,7 +45,7 @@ def chosen(names, memory, everything):
     few = [scenario for scenario in scenarios.ALL if scenario in scenarios.EVERY_WAY]
     if memory.startswith("torch"):
         return few, ["kv_apart", "cross_layer", "hybrid"]
-    return few if memory in ("cuda:vmm", "cuda:private") else scenarios.ALL, layouts.NAMES
+    return few if memory in ("cuda:vmm", "cuda:pieces", "cuda:private") else scenarios.ALL, layouts.NAMES
 
 
 def run_one(scenario, setting, why_skipped):

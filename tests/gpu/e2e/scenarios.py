@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from rig import Engine, Node
 
-COPIED_BY_DAEMON, COPIED_BY_STREAM = 1, 2
+COPIED_BY_DAEMON = 1
 REGIONS_OPEN = "terrace_regions"
 
 
@@ -30,8 +30,7 @@ class Setting(NamedTuple):
 
     @property
     def copied_by_daemon(self) -> bool:
-        kind, _, export = self.memory.partition(":")
-        return kind == "host" or kind in ("cuda", "torch") and export not in ("refused", "private")
+        return self.memory in ("host", "cuda:ipc", "cuda:vmm", "torch:ipc")
 
 
 def expect(condition: bool, text: str, *facts: Any) -> None:
@@ -70,6 +69,9 @@ def cold_store_then_another_process_loads(at: Setting) -> Dict[str, Any]:
                 who = first.call("copier")
                 if at.copied_by_daemon:
                     expect(set(who["copier"]) == {COPIED_BY_DAEMON}, f"{layout}: the daemon does not copy", who)
+                else:
+                    expect(all(why or copier == COPIED_BY_DAEMON for copier, why in zip(who["copier"], who["why"])),
+                           f"{layout}: nobody says why the daemon does not copy", who)
                 for group in range(groups):
                     expect(first.call("load", chain="a", n=8, group=group)["hit"] == 0, "a hit before a store")
                     # Hybrid groups share allocations, so their pages must not be the same ones.
