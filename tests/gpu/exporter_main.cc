@@ -155,7 +155,8 @@ int main(int argc, char** argv) {
   terrace::gpu::ExporterRequest request;
   while (recv(3, &request, sizeof(request), 0) == static_cast<ssize_t>(sizeof(request))) {
     int fd = -1;
-    const bool answered = terrace::gpu::Answer(exporter.Serve(request, &fd), fd);
+    const terrace::gpu::ExporterReply reply = exporter.Serve(request, &fd);
+    const bool answered = terrace::gpu::Answer(reply, fd);
     if (fd >= 0) close(fd);
     if (!answered) break;
   }
