@@ -103,6 +103,8 @@ TEST_F(GpusTest, LeavesOutADeviceThatDoesNotOpen) {
     EXPECT_TRUE(gpus->Health(0).ok());
   }
   ExpectNothingLeft();
+  soft_.Fail("cuDevicePrimaryCtxRetain", CUDA_ERROR_DEVICE_UNAVAILABLE, 0, 2);
+  EXPECT_THAT(Open()->why_none(), HasSubstr("nvidia-smi -c DEFAULT"));
   soft_.Fail("cuDevicePrimaryCtxRetain", CUDA_ERROR_OUT_OF_MEMORY, 0, 2);
   const auto gpus = Open();
   EXPECT_TRUE(gpus->devices().empty());

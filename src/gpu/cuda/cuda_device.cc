@@ -104,8 +104,13 @@ absl::StatusOr<std::shared_ptr<CudaDevice>> CudaDevice::Open(std::shared_ptr<con
   // Refused where the context is in use already, by a library in this process: it is used as it is.
   opened->driver_->cuDevicePrimaryCtxSetFlags(device, CU_CTX_SCHED_BLOCKING_SYNC);
   CUcontext context = nullptr;
-  RETURN_IF_ERROR(opened->Check(opened->driver_->cuDevicePrimaryCtxRetain(&context, device),
-                                "cuDevicePrimaryCtxRetain"));
+  const CUresult result = opened->driver_->cuDevicePrimaryCtxRetain(&context, device);
+  if (result != CUDA_SUCCESS) {
+    return absl::UnavailableError(absl::StrCat(
+        "cuDevicePrimaryCtxRetain: ", opened->driver_->Explain(result),
+        result == CUDA_ERROR_DEVICE_UNAVAILABLE ? " (does another process have it for itself? `nvidia-smi -c DEFAULT`)"
+                                                : ""));
+  }
   opened->context_ = context;
   return opened;
 }
