@@ -347,15 +347,14 @@ bool RegionLink::TakeAnswer(RegionOp* op, RegionPart* part) {
     op->Again(part, NowNs() + kBusyPauseNs);
     return false;
   }
-  const std::string text = part->result().text;
-  op->EndPart(part, Reason::kUnavailable);
-  op->region()->GiveBackSlot(part->slot);
   // The daemon has not the region any more, or not its GPU: the pages are copied otherwise from now on.
   if (code == TERRACE_NOT_FOUND || code == TERRACE_FAILED_PRECONDITION || code == TERRACE_UNAVAILABLE) {
     for (const auto& region : regions_) {
-      if (region->opened().get() == op->region()) region->SetClosed(text);
+      if (region->opened().get() == op->region()) region->SetClosed(part->result().text);
     }
   }
+  op->EndPart(part, Reason::kUnavailable);
+  op->region()->GiveBackSlot(part->slot);
   return true;
 }
 
