@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -20,8 +21,8 @@ import sum_results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGURE = ["-DCMAKE_BUILD_TYPE=Release", "-DTERRACE_SERVER=OFF", "-DTERRACE_CUDA=ON", "-DTERRACE_WERROR=OFF"]
-# One short test of the copy engine under compute-sanitizer: it makes everything many times slower.
-MEMCHECK = ("cuda_copy_engine_gpu_test", "*PagesToFramesAndBack*")
+# A few short tests of the copy engine under compute-sanitizer: it makes everything many times slower.
+MEMCHECK = ("cuda_copy_engine_gpu_test", "*FramesOnTheDevice:*FramesMayLieAnywhere:*AFlippedBitIsFoundInItsPageOnly")
 
 
 def output_of(*command):
@@ -224,8 +225,12 @@ def run_memcheck(report, args, build):
         report.add("memcheck", "failed", why=f"{program} was not built")
     else:
         environment = dict(report.environment, TERRACE_TEST_DRIVER="libcuda.so.1")
-        report.run("memcheck", [tool, "--tool", "memcheck", "--error-exitcode", 9, build / "bin" / program,
-                                f"--gtest_filter={cases}"], 60, environment)
+        # Calls that answer with an error are tested elsewhere; some are meant to.
+        step = report.run("memcheck", [tool, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", 9,
+                                       build / "bin" / program, f"--gtest_filter={cases}"], 90, environment)
+        ran = re.search(r"\[  PASSED  \] (\d+) test", (report.out / "memcheck.log").read_text(errors="replace"))
+        if step["result"] == "passed" and (ran is None or ran.group(1) == "0"):
+            step["result"], step["why"] = "failed", "no test ran"
 
 
 def run_bench(report, args, build):
