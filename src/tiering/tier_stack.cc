@@ -209,6 +209,7 @@ void TierStack::Impl::AddRegions(MetricRegistry* metrics) {
     tenants[tenant].store_blocks[static_cast<int>(reason)]->Add();
   };
   regions = std::make_unique<RegionMover>(region_options, parts, metrics);
+  RegisterGpuGauges(metrics);
 }
 
 // What is little is there before the first client; the rest comes in beside serving.

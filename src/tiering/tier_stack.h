@@ -209,6 +209,13 @@ struct TierUsage {
   TierState state = TierState::kOnline;
   std::string detail;  // why it is not online; progress of recovery
 };
+// One GPU as an operator sees it.
+struct GpuUsage {
+  gpu::GpuInfo info;
+  absl::Status health;  // OK, or why it is out of service and what to do
+  gpu::CopyEngineStats copies;
+  uint64_t tier_capacity_bytes = 0, tier_used_bytes = 0, tier_blocks = 0;  // of its GPU tier
+};
 struct ClassUsage {
   uint64_t floor_bytes = 0, used_bytes = 0, blocks = 0;
 };
@@ -224,6 +231,9 @@ struct TierStackStats {
   std::string policy;             // what decides now; see EvictionPolicy::Stats
   double host_recovery_ratio = 1.0;  // below 1: blocks of the last process are still being taken over
   uint64_t recovered_blocks = 0;     // taken over so far, host tier
+  std::vector<GpuUsage> gpus;
+  std::string why_no_gpu;            // when there are none
+  uint64_t host_regions = 0, gpu_regions = 0;  // open
 };
 
 struct VerifyReport {

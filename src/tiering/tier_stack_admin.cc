@@ -14,6 +14,21 @@ using kv::BlockKey;
 using kv::KeySpace;
 using kv::PrefixIndex;
 
+std::vector<GpuUsage> TierStack::Impl::GpuUsages() const {
+  std::vector<GpuUsage> all;
+  if (gpus == nullptr) return all;
+  const std::vector<GpuTier::Stats> gpu_tiers = regions->GpuTierStats();
+  for (uint32_t i = 0; i < gpus->devices().size(); ++i) {
+    all.push_back({.info = gpus->devices()[i],
+                   .health = gpus->Health(i),
+                   .copies = gpus->engine(i)->Stats(),
+                   .tier_capacity_bytes = gpu_tiers[i].capacity_bytes,
+                   .tier_used_bytes = gpu_tiers[i].used_bytes,
+                   .tier_blocks = gpu_tiers[i].blocks});
+  }
+  return all;
+}
+
 TierStackStats TierStack::Stats() const {
   const Impl& impl = *impl_;
   const auto usage = impl.tier.pool().GetUsage();
@@ -59,6 +74,10 @@ TierStackStats TierStack::Stats() const {
   stats.leases = static_cast<uint64_t>(std::max<int64_t>(0, impl.leases.load(std::memory_order_relaxed)));
   stats.key_spaces = impl.key_spaces.List().size();
   stats.prefaulted_bytes = impl.tier.prefaulted_bytes();
+  stats.gpus = impl.GpuUsages();
+  if (stats.gpus.empty()) stats.why_no_gpu = impl.gpus == nullptr ? "not used (gpu.enabled)" : impl.gpus->why_none();
+  stats.host_regions = impl.regions->open_regions(RegionMemory::kHost);
+  stats.gpu_regions = impl.regions->open_regions(RegionMemory::kGpu);
   return stats;
 }
 

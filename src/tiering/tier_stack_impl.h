@@ -65,6 +65,8 @@ class TierStack::Impl {
   void RegisterMetrics(MetricRegistry* metrics);
   void RegisterTierMetrics(MetricRegistry* metrics);
   void RegisterGauges(MetricRegistry* metrics);
+  void RegisterGpuGauges(MetricRegistry* metrics);
+  std::vector<GpuUsage> GpuUsages() const;
   void Put(const Session& session, PutRequest request);
   // Checks a pinned frame; drops the block and counts when it is bad.
   bool CheckPinned(const kv::KeySpace& key_space, const kv::BlockKey& key, kv::FrameId frame,

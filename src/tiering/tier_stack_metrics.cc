@@ -116,6 +116,42 @@ void TierStack::Impl::RegisterTierMetrics(MetricRegistry* metrics) {
       "terrace_demoted_bytes_total", "Bytes copied to a lower tier.", {{"dst", "nvme"}});
 }
 
+// All GPUs together: which ones there are is known at run time only; `terracectl status` tells them apart.
+void TierStack::Impl::RegisterGpuGauges(MetricRegistry* metrics) {
+  const auto add = [&](const char* name, const char* help, MetricRegistry::Type type, MetricRegistry::Labels labels,
+                       std::function<uint64_t(const GpuUsage&)> of) {
+    metrics->AddReader(name, help, type, std::move(labels), [this, of = std::move(of)] {
+      uint64_t sum = 0;
+      for (const GpuUsage& gpu : GpuUsages()) sum += of(gpu);
+      return static_cast<double>(sum);
+    });
+  };
+  constexpr auto kGauge = MetricRegistry::Type::kGauge;
+  for (const bool good : {true, false}) {
+    add("terrace_gpus", "GPUs by state. Page if one is out of service: its engines' blocks are not served.", kGauge,
+        {{"state", good ? "in_service" : "out_of_service"}},
+        [good](const GpuUsage& gpu) -> uint64_t { return gpu.health.ok() == good; });
+  }
+  const MetricRegistry::Labels gpu_tier{{"tier", "gpu"}};
+  add("terrace_tier_capacity_bytes", "Most payload bytes the tier can hold.", kGauge, gpu_tier,
+      [](const GpuUsage& gpu) { return gpu.tier_capacity_bytes; });
+  add("terrace_tier_used_bytes", "Payload bytes in use.", kGauge, gpu_tier,
+      [](const GpuUsage& gpu) { return gpu.tier_used_bytes; });
+  add("terrace_tier_blocks", "Blocks in the tier.", kGauge, gpu_tier,
+      [](const GpuUsage& gpu) { return gpu.tier_blocks; });
+  const auto add_means = [&](const char* means, uint64_t gpu::CopyEngineStats::*bytes) {
+    add("terrace_gpu_copy_bytes_total", "Bytes copied by GPUs, by the means that was chosen.",
+        MetricRegistry::Type::kCounter, {{"means", means}},
+        [bytes](const GpuUsage& gpu) { return gpu.copies.*bytes; });
+  };
+  add_means("copy_engine", &gpu::CopyEngineStats::copy_engine_bytes);
+  add_means("kernel", &gpu::CopyEngineStats::kernel_bytes);
+  add_means("staged", &gpu::CopyEngineStats::staged_bytes);
+  metrics->AddReader("terrace_host_pinned_bytes", "Host memory that is pinned for GPUs.", kGauge, {}, [this] {
+    return pinner == nullptr ? 0.0 : static_cast<double>(pinner->pinned_bytes());
+  });
+}
+
 void TierStack::Impl::RegisterGauges(MetricRegistry* metrics) {
   using Type = MetricRegistry::Type;
   const MetricRegistry::Labels host{{"tier", "host"}};

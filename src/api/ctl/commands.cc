@@ -54,6 +54,26 @@ void PrintDevices(const v1::GetStatusResponse& status) {
   }
 }
 
+void PrintGpus(const v1::GetStatusResponse& status) {
+  if (status.gpus_size() == 0) {
+    std::cout << "\ngpus      none: " << Printable(status.why_no_gpu()) << "\n";
+  } else {
+    std::cout << "\n";
+    Table gpus({"GPU", "NAME", "BUS", "STATE", "MEMORY", "STORED", "LOADED", "TIER", "TIER USED"});
+    for (const v1::GpuStatus& gpu : status.gpus()) {
+      gpus.Add({absl::StrCat(gpu.number()), Printable(gpu.name()), Printable(gpu.pci_bus()), gpu.state(),
+                HumanBytes(gpu.total_bytes()), HumanBytes(gpu.store_bytes()), HumanBytes(gpu.load_bytes()),
+                HumanBytes(gpu.tier_capacity_bytes()), HumanBytes(gpu.tier_used_bytes())});
+    }
+    Print(gpus);
+    for (const v1::GpuStatus& gpu : status.gpus()) {
+      if (!gpu.detail().empty()) std::cout << "gpu " << gpu.number() << ": " << Printable(gpu.detail()) << "\n";
+    }
+  }
+  std::cout << "regions   " << status.gpu_region_count() << " of GPU memory, " << status.host_region_count()
+            << " of host memory\n";
+}
+
 void PrintStatus(const v1::GetStatusResponse& status) {
   std::cout << Bold("terraced ") << Printable(status.version()) << ", pid " << status.pid() << ", up "
             << HumanSeconds(Seconds(status.uptime())) << absl::StrFormat(", epoch %016x", status.epoch()) << "\n\n";
@@ -81,17 +101,18 @@ void PrintStatus(const v1::GetStatusResponse& status) {
   }
   Print(tiers);
   PrintDevices(status);
+  PrintGpus(status);
   if (status.engine_connections_size() + status.grpc_sessions_size() == 0) return;
   std::cout << "\n";
-  Table clients({"CLIENT", "DOOR", "TENANT", "PID", "UID", "LEASES", "STAGING", "CONNECTED"});
+  Table clients({"CLIENT", "DOOR", "TENANT", "PID", "UID", "LEASES", "STAGING", "REGIONS", "CONNECTED"});
   for (const v1::EngineConnection& engine : status.engine_connections()) {
     clients.Add({Printable(engine.client_name()), "engine", Printable(engine.tenant()), absl::StrCat(engine.pid()),
                  absl::StrCat(engine.uid()), HumanCount(engine.lease_count()), HumanBytes(engine.staging_bytes()),
-                 HumanSeconds(Seconds(engine.connected()))});
+                 absl::StrCat(engine.region_count()), HumanSeconds(Seconds(engine.connected()))});
   }
   for (const v1::GrpcSession& session : status.grpc_sessions()) {
     clients.Add({Printable(session.client_name()), "grpc", Printable(session.tenant()), "-", "-",
-                 HumanCount(session.lease_count()), "-", "-"});
+                 HumanCount(session.lease_count()), "-", "-", "-"});
   }
   Print(clients);
 }

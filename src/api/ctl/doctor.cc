@@ -58,6 +58,15 @@ void CheckDaemon(const Settings& settings, std::vector<Finding>* findings) {
                            "terracectl status shows who holds it; raise host.budget"});
     }
   }
+  if (status->gpus_size() == 0) {
+    findings->push_back({"gpus", Finding::kOk, absl::StrCat("none: ", Printable(status->why_no_gpu())), ""});
+  }
+  for (const v1::GpuStatus& gpu : status->gpus()) {
+    const bool is_good = gpu.state() == "online";
+    findings->push_back({absl::StrCat("gpu ", gpu.number()), is_good ? Finding::kOk : Finding::kProblem,
+                         absl::StrCat(Printable(gpu.name()), " at ", Printable(gpu.pci_bus()), ", ", gpu.state()),
+                         is_good ? "" : Printable(gpu.detail())});
+  }
   if (status->counters().corrupt_blocks() > 0) {
     findings->push_back({"integrity", Finding::kProblem,
                          absl::StrCat(status->counters().corrupt_blocks(), " blocks failed their check (and were "

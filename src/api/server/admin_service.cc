@@ -226,6 +226,7 @@ class AdminService final : public v1::AdminService::Service {
       tier->set_detail(usage.detail);
     }
     FillDevices(stats, response);
+    FillGpus(stats, response);
     for (int c = 0; c < tiering::kBlockClasses; ++c) {
       v1::ClassStatus* of_class = response->add_classes();
       of_class->set_block_class(c == 0 ? "kv" : "shard");
@@ -266,6 +267,26 @@ class AdminService final : public v1::AdminService::Service {
     response->set_write_budget_bytes(stats.nvme->write_budget_bytes);
   }
 
+  static void FillGpus(const tiering::TierStackStats& stats, v1::GetStatusResponse* response) {
+    response->set_why_no_gpu(stats.why_no_gpu);
+    response->set_host_region_count(stats.host_regions);
+    response->set_gpu_region_count(stats.gpu_regions);
+    for (const tiering::GpuUsage& usage : stats.gpus) {
+      v1::GpuStatus* gpu = response->add_gpus();
+      gpu->set_number(static_cast<uint32_t>(response->gpus_size() - 1));
+      gpu->set_name(usage.info.name);
+      gpu->set_pci_bus(usage.info.pci_bus);
+      gpu->set_state(usage.health.ok() ? "online" : "offline");
+      gpu->set_detail(std::string(usage.health.message()));
+      gpu->set_total_bytes(usage.info.total_bytes);
+      gpu->set_store_bytes(usage.copies.store_bytes);
+      gpu->set_load_bytes(usage.copies.load_bytes);
+      gpu->set_tier_capacity_bytes(usage.tier_capacity_bytes);
+      gpu->set_tier_used_bytes(usage.tier_used_bytes);
+      gpu->set_tier_block_count(usage.tier_blocks);
+    }
+  }
+
   void FillConnections(v1::GetStatusResponse* response) const {
     for (const EngineConnection& connection : context_.engine_connections()) {
       v1::EngineConnection* message = response->add_engine_connections();
@@ -276,6 +297,7 @@ class AdminService final : public v1::AdminService::Service {
       message->set_uid(connection.uid);
       message->set_lease_count(connection.leases);
       message->set_staging_bytes(connection.staging_bytes);
+      message->set_region_count(connection.regions);
       DurationToProto(static_cast<int64_t>(connection.connected_seconds * 1e9),
                       message->mutable_connected());
     }

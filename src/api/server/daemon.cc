@@ -157,7 +157,13 @@ HttpPages::Health Daemon::Live() const {
 }
 
 HttpPages::Health Daemon::Ready() const {
-  if (is_serving_) return {true, "ready"};
+  if (is_serving_) {
+    std::string text = "ready";  // without a GPU, too: host memory and disks are served
+    for (const tiering::GpuUsage& gpu : stack_->Stats().gpus) {
+      if (!gpu.health.ok()) absl::StrAppend(&text, "; degraded: ", gpu.health.message());
+    }
+    return {true, text};
+  }
   return {false, "not ready: starting or draining"};
 }
 
@@ -171,6 +177,10 @@ std::string Daemon::StatusText() const {
     absl::StrAppendFormat(&text, "%-8s %d of %d MiB used, %d MiB leased, %d blocks%s%s\n", tier.tier,
                           tier.used_bytes >> 20, tier.capacity_bytes >> 20, tier.pinned_bytes >> 20, tier.blocks,
                           tier.detail.empty() ? "" : "; ", tier.detail);
+  }
+  for (const tiering::GpuUsage& gpu : stats.gpus) {
+    absl::StrAppendFormat(&text, "gpu      %s %s, %s\n", gpu.info.name, gpu.info.pci_bus,
+                          gpu.health.ok() ? "in service" : gpu.health.ToString());
   }
   absl::StrAppendFormat(&text, "clients  %d sessions, %d leases, %d key spaces\n\n", stats.sessions, stats.leases,
                         stats.key_spaces);
