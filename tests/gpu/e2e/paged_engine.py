@@ -74,6 +74,7 @@ class PagedEngine:
         for i, page in enumerate(pages):
             for number, (base, stride, _) in enumerate(self.planes[group]):
                 self.memory.write(base + page * stride, self.bytes_of(group, chain, first + i, number))
+        self.memory.submit()
 
     def poison(self, group: int, pages: List[int]) -> None:
         """So that a page which was not loaded cannot pass for one that was."""
@@ -81,6 +82,7 @@ class PagedEngine:
         for page in pages:
             for base, stride, size in self.planes[group]:
                 self.memory.write(base + page * stride, _POISON * size)
+        self.memory.submit()
 
     def compare(self, group: int, chain: str, block: int, page: int, plane: int) -> int:
         base, stride, size = self.planes[group][plane]
