@@ -69,7 +69,8 @@ ncclResult_t Add(bool receive, void* data, size_t bytes, ncclDataType_t type, in
                  cudaStream_t stream) {
   const std::shared_ptr<Comm> comm = Find(handle);
   if (comm == nullptr || type != ncclInt8 || peer != 1 - comm->rank) return ncclInvalidArgument;
-  if (comm->async != ncclSuccess) return ncclInvalidUsage;  // still connecting, or broken
+  // Still connecting, the last group is still being posted, or broken: nobody has asked until it was over.
+  if (comm->async != ncclSuccess || comm->busy_polls > 0) return ncclInvalidUsage;
   if (group.depth == 0 || (group.comm != nullptr && (group.comm != comm || group.stream != stream))) {
     return ncclInvalidUsage;  // NCCL allows more; the product does not use it
   }
