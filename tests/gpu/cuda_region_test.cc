@@ -243,7 +243,9 @@ TEST_F(CudaRegionTest, RegionsShareAnAllocation) {
   ASSERT_TRUE(first.ok()) << first.status();
   ASSERT_TRUE(second.ok()) << second.status();
   EXPECT_EQ((*first)->Piece(0, 1), (*second)->Piece(1, 0));
-  if (!OnRealDriver()) EXPECT_EQ(soft_.Counter("cuIpcOpenMemHandle"), 1u);
+  if (!OnRealDriver()) {
+    EXPECT_EQ(soft_.Counter("cuIpcOpenMemHandle"), 1u);
+  }
   *first = nullptr;
   EXPECT_EQ(Read((*second)->Piece(0, 1), kMiB), Bytes(kMiB, 0x66));
   *second = nullptr;

@@ -1,6 +1,6 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// softcuda: what softnccl needs of it beside what the product uses: work of its own in a stream's order.
+// softcuda: what tests and softnccl need of it beside what the product uses: work of their own in a stream's order.
 #include "gpu/softcuda/state.h"
 
 // As the driver's, but for one thing: the function may ask where device memory is (softcuda_translate).
