@@ -44,7 +44,8 @@ inline std::vector<uint8_t> ChainKeys(uint64_t chain, uint32_t n) {
   return keys;
 }
 
-// The bytes [offset, offset + bytes) of a block's payload; another variant has other bytes everywhere.
+// The bytes [offset, offset + bytes) of a block's payload; another variant has other bytes
+// everywhere.
 inline std::vector<std::byte> PayloadOf(const uint8_t* key, uint64_t bytes, uint64_t variant = 0) {
   uint64_t seed;
   std::memcpy(&seed, key, 8);

@@ -1,7 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// GPU pages that the library copies itself, through its own stream: on softcuda, or on a real driver where
-// TERRACE_TEST_DRIVER says so. The daemon is in this process and opens no region.
+// GPU pages that the library copies itself, through its own stream: on softcuda, or on a real
+// driver where TERRACE_TEST_DRIVER says so. The daemon is in this process and opens no region.
 #include <cuda.h>
 
 #include "api/client_fixture.h"
@@ -27,10 +27,12 @@ class DevicePagesTest : public ClientTest {
     if (driver_ == nullptr) GTEST_SKIP() << why;
     ASSERT_EQ(driver_->cuDevicePrimaryCtxRetain(&context_, 0), CUDA_SUCCESS);
     ASSERT_EQ(driver_->cuCtxPushCurrent(context_), CUDA_SUCCESS);
-    ASSERT_EQ(driver_->cuStreamCreateWithPriority(&stream_, CU_STREAM_NON_BLOCKING, 0), CUDA_SUCCESS);
+    ASSERT_EQ(driver_->cuStreamCreateWithPriority(&stream_, CU_STREAM_NON_BLOCKING, 0),
+              CUDA_SUCCESS);
     ASSERT_EQ(driver_->cuMemAlloc(&memory_, kPlanes * kPlaneExtent), CUDA_SUCCESS);
     for (uint64_t p = 0; p < kPlanes; ++p) {
-      planes_.push_back({reinterpret_cast<void*>(memory_ + p * kPlaneExtent), kStride, kPlaneBytes});
+      planes_.push_back(
+          {reinterpret_cast<void*>(memory_ + p * kPlaneExtent), kStride, kPlaneBytes});
     }
     Clear();
     StartDaemon(1, 512ull << 20, [](tiering::TierStackOptions* options) { options->gpu = false; });
@@ -51,22 +53,25 @@ class DevicePagesTest : public ClientTest {
   }
   void Sync() { ASSERT_EQ(driver_->cuStreamSynchronize(stream_), CUDA_SUCCESS); }
   void Clear() {
-    ASSERT_EQ(driver_->cuMemsetD8Async(memory_, 0x5a, kPlanes * kPlaneExtent, stream_), CUDA_SUCCESS);
+    ASSERT_EQ(driver_->cuMemsetD8Async(memory_, 0x5a, kPlanes * kPlaneExtent, stream_),
+              CUDA_SUCCESS);
     Sync();
   }
   // Enqueued on the engine's stream only: whoever copies must wait for it. The payloads are kept.
   void Fill(uint64_t page, const std::vector<std::byte>& payload) {
     kept_.push_back(payload);
     for (uint64_t p = 0; p < kPlanes; ++p) {
-      ASSERT_EQ(driver_->cuMemcpyAsync(memory_ + p * kPlaneExtent + page * kStride,
-                                       reinterpret_cast<CUdeviceptr>(kept_.back().data() + p * kPlaneBytes),
-                                       kPlaneBytes, stream_),
+      ASSERT_EQ(driver_->cuMemcpyAsync(
+                    memory_ + p * kPlaneExtent + page * kStride,
+                    reinterpret_cast<CUdeviceptr>(kept_.back().data() + p * kPlaneBytes),
+                    kPlaneBytes, stream_),
                 CUDA_SUCCESS);
     }
   }
   std::vector<std::byte> Everything() {
     std::vector<std::byte> all(kPlanes * kPlaneExtent);
-    EXPECT_EQ(driver_->cuMemcpyAsync(reinterpret_cast<CUdeviceptr>(all.data()), memory_, all.size(), stream_),
+    EXPECT_EQ(driver_->cuMemcpyAsync(reinterpret_cast<CUdeviceptr>(all.data()), memory_, all.size(),
+                                     stream_),
               CUDA_SUCCESS);
     EXPECT_EQ(driver_->cuStreamSynchronize(stream_), CUDA_SUCCESS);
     return all;
@@ -92,7 +97,8 @@ class DevicePagesTest : public ClientTest {
   terrace_pages* Register(terrace_client* client, uint32_t flags = TERRACE_PAGES_NO_EXPORT) {
     const terrace_device_pages wanted = Wanted(flags);
     terrace_pages* pages = nullptr;
-    EXPECT_EQ(terrace_device_pages_register(client, &wanted, &pages), TERRACE_OK) << terrace_error_text();
+    EXPECT_EQ(terrace_device_pages_register(client, &wanted, &pages), TERRACE_OK)
+        << terrace_error_text();
     return pages;
   }
   static std::vector<uint64_t> Ids(uint64_t first, uint32_t n) {
@@ -104,8 +110,8 @@ class DevicePagesTest : public ClientTest {
                          const std::vector<uint8_t>& keys, const std::vector<uint64_t>& ids,
                          terrace_status expected = TERRACE_OK) {
     terrace_op* op = nullptr;
-    EXPECT_EQ(terrace_store(client, keyspace, nullptr, keys.data(), static_cast<uint32_t>(ids.size()), 0, nullptr,
-                            pages, ids.data(), &op),
+    EXPECT_EQ(terrace_store(client, keyspace, nullptr, keys.data(),
+                            static_cast<uint32_t>(ids.size()), 0, nullptr, pages, ids.data(), &op),
               expected)
         << terrace_error_text();
     return op;
@@ -114,8 +120,8 @@ class DevicePagesTest : public ClientTest {
                         const std::vector<uint8_t>& keys, const std::vector<uint64_t>& ids) {
     const Found found = Lookup(client, keyspace, keys);
     terrace_op* op = nullptr;
-    EXPECT_EQ(terrace_load(client, keyspace, found.refs.data(), keys.data(), static_cast<uint32_t>(ids.size()), pages,
-                           ids.data(), &op),
+    EXPECT_EQ(terrace_load(client, keyspace, found.refs.data(), keys.data(),
+                           static_cast<uint32_t>(ids.size()), pages, ids.data(), &op),
               TERRACE_OK)
         << terrace_error_text();
     return op;
@@ -149,8 +155,10 @@ TEST_F(DevicePagesTest, StoresWhatTheStreamHasComputedAndLoadsItBack) {
   const Found found = Lookup(client, keyspace, keys);
   ASSERT_EQ(found.n_prefix, n);
   std::vector<std::vector<std::byte>> payloads;
-  EXPECT_EQ(Load(client, keyspace, found.refs, keys, &payloads), std::vector<uint8_t>(n, TERRACE_REASON_NONE));
-  for (uint32_t i = 0; i < n; ++i) ASSERT_EQ(payloads[i], PayloadOf(&keys[i * 32], kBlockBytes)) << i;
+  EXPECT_EQ(Load(client, keyspace, found.refs, keys, &payloads),
+            std::vector<uint8_t>(n, TERRACE_REASON_NONE));
+  for (uint32_t i = 0; i < n; ++i)
+    ASSERT_EQ(payloads[i], PayloadOf(&keys[i * 32], kBlockBytes)) << i;
   // Back into other pages; the rest of the memory is untouched.
   Clear();
   const std::vector<uint64_t> targets = Ids(11, n);
@@ -158,13 +166,16 @@ TEST_F(DevicePagesTest, StoresWhatTheStreamHasComputedAndLoadsItBack) {
   EXPECT_EQ(terrace_op_wait_planes(load, kPlanes, kLongUs), TERRACE_OK);
   EXPECT_EQ(Reasons(load), std::vector<uint8_t>(n, TERRACE_REASON_NONE));
   std::vector<std::byte> all = Everything();
-  for (uint32_t i = 0; i < n; ++i) ASSERT_EQ(PageOf(all, targets[i]), PayloadOf(&keys[i * 32], kBlockBytes)) << i;
+  for (uint32_t i = 0; i < n; ++i)
+    ASSERT_EQ(PageOf(all, targets[i]), PayloadOf(&keys[i * 32], kBlockBytes)) << i;
   for (const uint64_t page : targets) {
     for (uint64_t p = 0; p < kPlanes; ++p) {
-      std::fill_n(all.begin() + static_cast<ptrdiff_t>(p * kPlaneExtent + page * kStride), kPlaneBytes, std::byte{0x5a});
+      std::fill_n(all.begin() + static_cast<ptrdiff_t>(p * kPlaneExtent + page * kStride),
+                  kPlaneBytes, std::byte{0x5a});
     }
   }
-  EXPECT_TRUE(std::all_of(all.begin(), all.end(), [](std::byte b) { return b == std::byte{0x5a}; }));
+  EXPECT_TRUE(
+      std::all_of(all.begin(), all.end(), [](std::byte b) { return b == std::byte{0x5a}; }));
   terrace_client_stats stats{};
   stats.struct_bytes = sizeof(stats);
   terrace_get_stats(client, &stats);
@@ -207,13 +218,14 @@ TEST_F(DevicePagesTest, AMissingBlockAndADuplicateHaveTheirReasons) {
   terrace_op* load = StartLoad(client, keyspace, pages, keys, ids);
   EXPECT_EQ(terrace_op_wait_planes(load, 1, kLongUs), TERRACE_DATA_LOSS);
   EXPECT_EQ(terrace_op_planes_done(load), 0u);
-  EXPECT_EQ(Reasons(load), (std::vector<uint8_t>{TERRACE_REASON_NONE, TERRACE_REASON_NONE, TERRACE_REASON_STALE}));
+  EXPECT_EQ(Reasons(load),
+            (std::vector<uint8_t>{TERRACE_REASON_NONE, TERRACE_REASON_NONE, TERRACE_REASON_STALE}));
   const std::vector<std::byte> all = Everything();
   EXPECT_EQ(PageOf(all, 8), PayloadOf(&keys[32], kBlockBytes));
   EXPECT_EQ(PageOf(all, 9), std::vector<std::byte>(kBlockBytes, std::byte{0x5a}));
   const std::vector<uint8_t> stored = Reasons(StartStore(client, keyspace, pages, keys, ids));
-  EXPECT_EQ(stored,
-            (std::vector<uint8_t>{TERRACE_REASON_DUPLICATE, TERRACE_REASON_DUPLICATE, TERRACE_REASON_NONE}));
+  EXPECT_EQ(stored, (std::vector<uint8_t>{TERRACE_REASON_DUPLICATE, TERRACE_REASON_DUPLICATE,
+                                          TERRACE_REASON_NONE}));
   terrace_pages_free(pages);
   terrace_keyspace_free(keyspace);
 }
@@ -229,18 +241,20 @@ TEST_F(DevicePagesTest, ErrorsOfTheGpuAreReasonsAndAStickyOneIsReportedFromThenO
   EXPECT_EQ(Reasons(StartStore(client, keyspace, pages, keys, ids)),
             std::vector<uint8_t>(2, TERRACE_REASON_UNAVAILABLE));
   // Once only: the next one works, and so does one without pinned memory.
-  EXPECT_EQ(Reasons(StartStore(client, keyspace, pages, keys, ids)), std::vector<uint8_t>(2, TERRACE_REASON_NONE));
+  EXPECT_EQ(Reasons(StartStore(client, keyspace, pages, keys, ids)),
+            std::vector<uint8_t>(2, TERRACE_REASON_NONE));
   soft_->Fail("cuMemcpyAsync", CUDA_ERROR_INVALID_VALUE, /*after_calls=*/5);
   EXPECT_EQ(Reasons(StartLoad(client, keyspace, pages, keys, ids)),
             std::vector<uint8_t>(2, TERRACE_REASON_UNAVAILABLE));
   soft_->Fail("cuEventRecord", CUDA_ERROR_ILLEGAL_ADDRESS);
   EXPECT_EQ(StartStore(client, keyspace, pages, keys, ids, TERRACE_UNAVAILABLE), nullptr);
-  EXPECT_NE(std::string(terrace_error_text()).find("CUDA_ERROR_ILLEGAL_ADDRESS"), std::string::npos);
+  EXPECT_NE(std::string(terrace_error_text()).find("CUDA_ERROR_ILLEGAL_ADDRESS"),
+            std::string::npos);
   const uint64_t calls = soft_->Counter("cuEventRecord");
   EXPECT_EQ(StartStore(client, keyspace, pages, keys, ids, TERRACE_UNAVAILABLE), nullptr);
   EXPECT_NE(std::string(terrace_error_text()).find("restart the engine"), std::string::npos);
   EXPECT_EQ(soft_->Counter("cuEventRecord"), calls);  // not tried again
-  expected_left_ = 1;  // nothing is given back to a broken context
+  expected_left_ = 1;                                 // nothing is given back to a broken context
   terrace_pages_free(pages);
   terrace_keyspace_free(keyspace);
 }
@@ -254,8 +268,10 @@ TEST_F(DevicePagesTest, WithoutPinnedMemoryItIsOnlySlower) {
   const std::vector<uint8_t> keys = ChainKeys(6, 2);
   kept_.reserve(2);
   for (uint32_t i = 0; i < 2; ++i) Fill(i, PayloadOf(&keys[i * 32], kBlockBytes));
-  EXPECT_EQ(Reasons(StartStore(client, keyspace, pages, keys, {0, 1})), std::vector<uint8_t>(2, TERRACE_REASON_NONE));
-  EXPECT_EQ(Reasons(StartLoad(client, keyspace, pages, keys, {2, 3})), std::vector<uint8_t>(2, TERRACE_REASON_NONE));
+  EXPECT_EQ(Reasons(StartStore(client, keyspace, pages, keys, {0, 1})),
+            std::vector<uint8_t>(2, TERRACE_REASON_NONE));
+  EXPECT_EQ(Reasons(StartLoad(client, keyspace, pages, keys, {2, 3})),
+            std::vector<uint8_t>(2, TERRACE_REASON_NONE));
   EXPECT_EQ(PageOf(Everything(), 3), PayloadOf(&keys[32], kBlockBytes));
   terrace_pages_free(pages);
   terrace_keyspace_free(keyspace);
@@ -303,7 +319,8 @@ TEST_F(DevicePagesTest, TheCallersContextIsNotChangedAndNotNeededLater) {
     CUcontext none = context_;
     EXPECT_EQ(driver_->cuCtxGetCurrent(&none), CUDA_SUCCESS);
     EXPECT_EQ(none, nullptr);
-  }).join();
+  })
+      .join();
   EXPECT_EQ(Lookup(client, keyspace, keys).n_prefix, 1u);
   terrace_pages_free(pages);
   terrace_keyspace_free(keyspace);
@@ -350,7 +367,8 @@ TEST_F(DevicePagesTest, MemoryThatCannotBeExportedIsCopiedHere) {
   EXPECT_EQ(terrace_pages_copier(pages, &why), TERRACE_COPIER_LIBRARY_STREAM) << why;
   EXPECT_STRNE(why, "");
   const std::vector<uint8_t> keys = ChainKeys(11, 1);
-  EXPECT_EQ(Reasons(StartStore(client, keyspace, pages, keys, {2})), std::vector<uint8_t>(1, TERRACE_REASON_NONE));
+  EXPECT_EQ(Reasons(StartStore(client, keyspace, pages, keys, {2})),
+            std::vector<uint8_t>(1, TERRACE_REASON_NONE));
   terrace_pages_free(pages);
   terrace_keyspace_free(keyspace);
 }

@@ -1,7 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// libterrace's regions against a daemon that the test plays: what is asked of it, and what becomes of operations
-// when it is busy, refuses, hangs, goes, or is of another release.
+// libterrace's regions against a daemon that the test plays: what is asked of it, and what becomes
+// of operations when it is busy, refuses, hangs, goes, or is of another release.
 #include <stdlib.h>
 
 #include <filesystem>
@@ -44,30 +44,31 @@ class RegionFaultTest : public ::testing::Test {
     desc.struct_bytes = sizeof(desc);
     desc.model = "m";
     desc.block_bytes = kPageBytes;
-    ASSERT_EQ(terrace_keyspace_open(client_, &desc, &key_space_), TERRACE_OK) << terrace_error_text();
+    ASSERT_EQ(terrace_keyspace_open(client_, &desc, &key_space_), TERRACE_OK)
+        << terrace_error_text();
   }
   static SharedPages& Memory() {
     static SharedPages memory({100, 150, 50}, 5000);
     return memory;
   }
-  terrace_op* Store(terrace_pages* pages, const std::vector<uint8_t>& keys, const std::vector<uint64_t>& ids,
-                    const uint8_t* parent = nullptr) {
+  terrace_op* Store(terrace_pages* pages, const std::vector<uint8_t>& keys,
+                    const std::vector<uint64_t>& ids, const uint8_t* parent = nullptr) {
     terrace_op* op = nullptr;
-    EXPECT_EQ(terrace_store(client_, key_space_, parent, keys.data(), static_cast<uint32_t>(ids.size()), 0, nullptr,
-                            pages, ids.data(), &op),
+    EXPECT_EQ(terrace_store(client_, key_space_, parent, keys.data(),
+                            static_cast<uint32_t>(ids.size()), 0, nullptr, pages, ids.data(), &op),
               TERRACE_OK)
         << terrace_error_text();
     return op;
   }
-  terrace_op* Load(terrace_pages* pages, const std::vector<uint8_t>& keys, const std::vector<uint64_t>& ids,
-                   uint64_t epoch = 1) {
+  terrace_op* Load(terrace_pages* pages, const std::vector<uint8_t>& keys,
+                   const std::vector<uint64_t>& ids, uint64_t epoch = 1) {
     std::vector<terrace_ref> refs;
     for (size_t i = 0; i < ids.size(); ++i) {
       refs.push_back(client::EncodeRef({{1, 0, 0, 1, kPageBytes, 0}, epoch}));
     }
     terrace_op* op = nullptr;
-    EXPECT_EQ(terrace_load(client_, key_space_, refs.data(), keys.data(), static_cast<uint32_t>(ids.size()), pages,
-                           ids.data(), &op),
+    EXPECT_EQ(terrace_load(client_, key_space_, refs.data(), keys.data(),
+                           static_cast<uint32_t>(ids.size()), pages, ids.data(), &op),
               TERRACE_OK)
         << terrace_error_text();
     return op;
@@ -96,7 +97,10 @@ class RegionFaultTest : public ::testing::Test {
     return all.size() > at ? all[at] : FakeRequest{};
   }
   void HoldRequests() {
-    daemon_->With([](FakeRegionDaemon::Manners& m) { m.answer_requests = false; return 0; });
+    daemon_->With([](FakeRegionDaemon::Manners& m) {
+      m.answer_requests = false;
+      return 0;
+    });
   }
 
   std::string folder_;
@@ -146,7 +150,8 @@ TEST_F(RegionFaultTest, LargeOperationsAreSplitAndChainsKeepTheirOrder) {
   EXPECT_EQ(terrace_op_planes_done(load), 3u);
   reasons = Finish(load);
   EXPECT_EQ(std::count(reasons.begin(), reasons.end(), TERRACE_REASON_NONE), n);
-  for (uint32_t i = 0; i < n; ++i) ASSERT_EQ(Memory().Get(ids[i]), PayloadOf(&keys[i * 32], kPageBytes)) << i;
+  for (uint32_t i = 0; i < n; ++i)
+    ASSERT_EQ(Memory().Get(ids[i]), PayloadOf(&keys[i * 32], kPageBytes)) << i;
   EXPECT_TRUE(Memory().GapsUntouched());
   terrace_pages_free(pages);
 }
@@ -161,7 +166,8 @@ TEST_F(RegionFaultTest, PlanesAreDoneAsTheDaemonSaysAndNeverAllOfAFailedLoad) {
   const FakeRequest request = WaitRequest();
   EXPECT_EQ(terrace_op_planes_done(op), 0u);
   EXPECT_EQ(terrace_op_wait_planes(op, 1, 1000), TERRACE_DEADLINE_EXCEEDED);
-  request.region->SetProgress(request.slot(), request.header.request_id + 1, 3);  // another request's
+  request.region->SetProgress(request.slot(), request.header.request_id + 1,
+                              3);  // another request's
   EXPECT_EQ(terrace_op_planes_done(op), 0u);
   request.region->SetProgress(request.slot(), request.header.request_id, 2);
   EXPECT_EQ(terrace_op_planes_done(op), 2u);
@@ -170,7 +176,8 @@ TEST_F(RegionFaultTest, PlanesAreDoneAsTheDaemonSaysAndNeverAllOfAFailedLoad) {
   daemon_->Answer(request);  // the second block is not there
   EXPECT_EQ(terrace_op_wait_planes(op, 3, kLongUs), TERRACE_DATA_LOSS);
   EXPECT_EQ(terrace_op_planes_done(op), 2u);
-  EXPECT_EQ(Finish(op, TERRACE_DATA_LOSS), (std::vector<uint8_t>{TERRACE_REASON_NONE, TERRACE_REASON_COLD}));
+  EXPECT_EQ(Finish(op, TERRACE_DATA_LOSS),
+            (std::vector<uint8_t>{TERRACE_REASON_NONE, TERRACE_REASON_COLD}));
   terrace_pages_free(pages);
 }
 
@@ -195,13 +202,15 @@ TEST_F(RegionFaultTest, RefsOfAnotherDaemonAreStaleAndNotAskedFor) {
   terrace_pages* pages = Memory().Register(client_);
   terrace_op* op = Load(pages, ChainKeys(7, 2), {1, 2}, /*epoch=*/2);
   EXPECT_EQ(terrace_op_planes_done(op), 0u);
-  EXPECT_EQ(Finish(op, TERRACE_DATA_LOSS), (std::vector<uint8_t>{TERRACE_REASON_STALE, TERRACE_REASON_STALE}));
+  EXPECT_EQ(Finish(op, TERRACE_DATA_LOSS),
+            (std::vector<uint8_t>{TERRACE_REASON_STALE, TERRACE_REASON_STALE}));
   EXPECT_TRUE(daemon_->answered().empty());
   terrace_op* twice = nullptr;
   const std::vector<terrace_ref> refs(2);
   const uint64_t ids[] = {3, 3};
-  EXPECT_EQ(terrace_load(client_, key_space_, refs.data(), ChainKeys(7, 2).data(), 2, pages, ids, &twice),
-            TERRACE_INVALID_ARGUMENT);
+  EXPECT_EQ(
+      terrace_load(client_, key_space_, refs.data(), ChainKeys(7, 2).data(), 2, pages, ids, &twice),
+      TERRACE_INVALID_ARGUMENT);
   terrace_pages_free(pages);
 }
 
@@ -223,7 +232,10 @@ TEST_F(RegionFaultTest, ABusyDaemonIsAskedAgainForLoadsOnly) {
 TEST_F(RegionFaultTest, ARegionThatTheDaemonHasNotAnyMoreIsLeftAlone) {
   Connect();
   terrace_pages* pages = Memory().Register(client_);
-  daemon_->With([](FakeRegionDaemon::Manners& m) { m.request_error = TERRACE_NOT_FOUND; return 0; });
+  daemon_->With([](FakeRegionDaemon::Manners& m) {
+    m.request_error = TERRACE_NOT_FOUND;
+    return 0;
+  });
   EXPECT_EQ(Finish(Store(pages, ChainKeys(10, 1), {5}), TERRACE_DATA_LOSS),
             std::vector<uint8_t>{TERRACE_REASON_UNAVAILABLE});
   EXPECT_EQ(Why(pages, TERRACE_COPIER_LIBRARY), "the test says no");
@@ -231,7 +243,10 @@ TEST_F(RegionFaultTest, ARegionThatTheDaemonHasNotAnyMoreIsLeftAlone) {
 }
 
 TEST_F(RegionFaultTest, RefusedOrUnknownRegionsLeaveTheCopyingToTheLibrary) {
-  daemon_->With([](FakeRegionDaemon::Manners& m) { m.refuse_regions = TERRACE_RESOURCE_EXHAUSTED; return 0; });
+  daemon_->With([](FakeRegionDaemon::Manners& m) {
+    m.refuse_regions = TERRACE_RESOURCE_EXHAUSTED;
+    return 0;
+  });
   Connect();
   terrace_pages* pages = Memory().Register(client_);
   EXPECT_EQ(Why(pages, TERRACE_COPIER_LIBRARY), "the test says no");
@@ -246,11 +261,15 @@ TEST_F(RegionFaultTest, ADaemonOfProtocol2IsSpokenToInItsVersion) {
   terrace_pages_free(pages);
 }
 
-// The daemon may still write to the pages: the operation must not end before its end of the connection does.
+// The daemon may still write to the pages: the operation must not end before its end of the
+// connection does.
 TEST_F(RegionFaultTest, AHangingDaemonIsFencedAndItsOperationsEndWhenThatIsCertain) {
   Connect(/*request_timeout_ms=*/200, /*load_timeout_ms=*/100);
   terrace_pages* pages = Memory().Register(client_);
-  daemon_->With([](FakeRegionDaemon::Manners& m) { m.answer_requests = m.answer_pings = false; return 0; });
+  daemon_->With([](FakeRegionDaemon::Manners& m) {
+    m.answer_requests = m.answer_pings = false;
+    return 0;
+  });
   terrace_op* load = Load(pages, ChainKeys(11, 1), {5});
   terrace_op* store = Store(pages, ChainKeys(12, 1), {6});
   WaitRequest(1);
@@ -265,12 +284,16 @@ TEST_F(RegionFaultTest, AHangingDaemonIsFencedAndItsOperationsEndWhenThatIsCerta
   });
   EXPECT_EQ(terrace_op_wait(store, 50'000), TERRACE_DEADLINE_EXCEEDED);
   EXPECT_FALSE(__atomic_load_n(&freed, __ATOMIC_ACQUIRE));
-  daemon_->With([](FakeRegionDaemon::Manners& m) { m.answer_requests = m.answer_pings = true; return 0; });
+  daemon_->With([](FakeRegionDaemon::Manners& m) {
+    m.answer_requests = m.answer_pings = true;
+    return 0;
+  });
   daemon_->CloseHalfClosed();
   freeing.join();
   EXPECT_EQ(Finish(store, TERRACE_DATA_LOSS), std::vector<uint8_t>{TERRACE_REASON_UNAVAILABLE});
   // And anew.
-  EXPECT_TRUE(Eventually([&] { return terrace_pages_copier(pages, nullptr) == TERRACE_COPIER_DAEMON; }));
+  EXPECT_TRUE(
+      Eventually([&] { return terrace_pages_copier(pages, nullptr) == TERRACE_COPIER_DAEMON; }));
   EXPECT_EQ(Finish(Store(pages, ChainKeys(13, 1), {5})), std::vector<uint8_t>{TERRACE_REASON_NONE});
   terrace_pages_free(pages);
 }
@@ -281,7 +304,8 @@ TEST_F(RegionFaultTest, ASlowDaemonThatAnswersPingsIsWaitedFor) {
   HoldRequests();
   terrace_op* op = Store(pages, ChainKeys(14, 1), {5});
   const FakeRequest request = WaitRequest();
-  EXPECT_EQ(terrace_op_wait(op, 5 * kSecondUs), TERRACE_DEADLINE_EXCEEDED);  // longer than its patience with a hang
+  EXPECT_EQ(terrace_op_wait(op, 5 * kSecondUs),
+            TERRACE_DEADLINE_EXCEEDED);  // longer than its patience with a hang
   EXPECT_EQ(daemon_->half_closed(), 0);
   daemon_->Answer(request);
   EXPECT_EQ(Finish(op), std::vector<uint8_t>{TERRACE_REASON_NONE});
@@ -298,7 +322,8 @@ TEST_F(RegionFaultTest, OperationsEndWithTheDaemonAndRegionsAreOpenedAtTheNext) 
   EXPECT_EQ(Finish(load, TERRACE_DATA_LOSS), std::vector<uint8_t>{TERRACE_REASON_UNAVAILABLE});
   EXPECT_NE(Why(pages, TERRACE_COPIER_LIBRARY), "");
   daemon_ = std::make_unique<FakeRegionDaemon>(folder_, 2);
-  EXPECT_TRUE(Eventually([&] { return terrace_pages_copier(pages, nullptr) == TERRACE_COPIER_DAEMON; }));
+  EXPECT_TRUE(
+      Eventually([&] { return terrace_pages_copier(pages, nullptr) == TERRACE_COPIER_DAEMON; }));
   const std::vector<uint8_t> keys = ChainKeys(16, 1);
   EXPECT_EQ(Finish(Store(pages, keys, {5})), std::vector<uint8_t>{TERRACE_REASON_NONE});
   EXPECT_EQ(daemon_->Get(keys.data()), Memory().Get(5));
@@ -325,9 +350,11 @@ TEST_F(RegionFaultTest, RefusesMemoryThatIsNotWhatItSays) {
   Connect();
   const SharedPages& good = Memory();
   terrace_pages* pages = nullptr;
-  const auto attempt = [&](std::vector<terrace_shared_memory> memory, std::vector<terrace_plane> planes) {
-    EXPECT_EQ(terrace_shared_pages_register(client_, memory.data(), static_cast<uint32_t>(memory.size()),
-                                            planes.data(), static_cast<uint32_t>(planes.size()), 5000, &pages),
+  const auto attempt = [&](std::vector<terrace_shared_memory> memory,
+                           std::vector<terrace_plane> planes) {
+    EXPECT_EQ(terrace_shared_pages_register(client_, memory.data(),
+                                            static_cast<uint32_t>(memory.size()), planes.data(),
+                                            static_cast<uint32_t>(planes.size()), 5000, &pages),
               TERRACE_INVALID_ARGUMENT);
     return std::string(terrace_error_text());
   };

@@ -67,8 +67,9 @@ void FakeRegionDaemon::Receive(int fd) {
   for (const int received : descriptors) close(received);
 }
 
-void FakeRegionDaemon::HandleLocked(int fd, const wire::Header& header, const std::vector<std::byte>& body,
-                  const std::vector<int>& descriptors) {
+void FakeRegionDaemon::HandleLocked(int fd, const wire::Header& header,
+                                    const std::vector<std::byte>& body,
+                                    const std::vector<int>& descriptors) {
   const auto type = static_cast<wire::Type>(header.type);
   if (type != wire::Type::kHello) EXPECT_EQ(header.version, manners_.version);
   switch (type) {
@@ -105,8 +106,9 @@ void FakeRegionDaemon::HandleLocked(int fd, const wire::Header& header, const st
   }
 }
 
-void FakeRegionDaemon::RegisterLocked(int fd, const wire::Header& header, const std::vector<std::byte>& body,
-                    const std::vector<int>& descriptors) {
+void FakeRegionDaemon::RegisterLocked(int fd, const wire::Header& header,
+                                      const std::vector<std::byte>& body,
+                                      const std::vector<int>& descriptors) {
   if (manners_.refuse_regions != TERRACE_OK) return SendError(fd, header, manners_.refuse_regions);
   auto region = std::make_shared<FakeRegion>();
   const std::byte* at = body.data();
@@ -122,7 +124,8 @@ void FakeRegionDaemon::RegisterLocked(int fd, const wire::Header& header, const 
   EXPECT_EQ(static_cast<size_t>(at - body.data()), body.size());
   EXPECT_EQ(descriptors.size(), region->allocations.size());
   for (size_t i = 0; i < descriptors.size(); ++i) {
-    void* base = mmap(nullptr, region->allocations[i].bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptors[i], 0);
+    void* base = mmap(nullptr, region->allocations[i].bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+                      descriptors[i], 0);
     EXPECT_NE(base, MAP_FAILED);
     region->bases.push_back(static_cast<std::byte*>(base));
   }
@@ -136,11 +139,13 @@ void FakeRegionDaemon::RegisterLocked(int fd, const wire::Header& header, const 
   Send(fd, header, &registered, sizeof(registered), region->progress_fd);
 }
 
-void FakeRegionDaemon::RequestLocked(int fd, const wire::Header& header, const std::vector<std::byte>& body) {
+void FakeRegionDaemon::RequestLocked(int fd, const wire::Header& header,
+                                     const std::vector<std::byte>& body) {
   FakeRequest request{.fd = fd, .header = header};
   request.is_load = static_cast<wire::Type>(header.type) == wire::Type::kRegionLoad;
   const size_t head = request.is_load ? sizeof(request.load) : sizeof(request.store);
-  std::memcpy(request.is_load ? static_cast<void*>(&request.load) : &request.store, body.data(), head);
+  std::memcpy(request.is_load ? static_cast<void*>(&request.load) : &request.store, body.data(),
+              head);
   request.blocks.resize(request.is_load ? request.load.n_blocks : request.store.n_blocks);
   EXPECT_LE(request.blocks.size(), wire::kMaxRegionBlocks);
   EXPECT_EQ(body.size(), head + request.blocks.size() * sizeof(wire::RegionBlock));
@@ -175,15 +180,16 @@ std::vector<uint8_t> FakeRegionDaemon::CopyLocked(const FakeRequest& request) {
     for (size_t p = 0; p < request.region->planes.size(); ++p) {
       const uint64_t bytes = request.region->planes[p].bytes;
       std::byte* const piece = request.region->Piece(p, block.page);
-      std::memcpy(request.is_load ? piece : payload.data() + at, request.is_load ? payload.data() + at : piece,
-                  bytes);
+      std::memcpy(request.is_load ? piece : payload.data() + at,
+                  request.is_load ? payload.data() + at : piece, bytes);
       at += bytes;
     }
   }
   return reasons;
 }
 
-void FakeRegionDaemon::ReplyLocked(const FakeRequest& request, const std::vector<uint8_t>& reasons) {
+void FakeRegionDaemon::ReplyLocked(const FakeRequest& request,
+                                   const std::vector<uint8_t>& reasons) {
   answered_.push_back(request);
   std::vector<std::byte> body(sizeof(wire::RegionDone) + reasons.size());
   const wire::RegionDone done{static_cast<uint32_t>(reasons.size()), 0};
@@ -200,10 +206,15 @@ void FakeRegionDaemon::SendError(int fd, const wire::Header& request, terrace_st
   Send(fd, request, &error, sizeof(error), -1, status);
 }
 
-void FakeRegionDaemon::Send(int fd, const wire::Header& request, const void* body, size_t bytes, int descriptor,
-          terrace_status status) {
-  wire::Header header{wire::kMagic, manners_.version, request.type, wire::kFlagReply,
-                      static_cast<uint16_t>(status), request.request_id, bytes};
+void FakeRegionDaemon::Send(int fd, const wire::Header& request, const void* body, size_t bytes,
+                            int descriptor, terrace_status status) {
+  wire::Header header{wire::kMagic,
+                      manners_.version,
+                      request.type,
+                      wire::kFlagReply,
+                      static_cast<uint16_t>(status),
+                      request.request_id,
+                      bytes};
   iovec parts[2] = {{&header, sizeof(header)}, {const_cast<void*>(body), bytes}};
   msghdr message{};
   message.msg_iov = parts;

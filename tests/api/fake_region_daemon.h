@@ -1,7 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// FakeRegionDaemon: the daemon's side of protocol 3 as far as regions need it, played by the test: it answers when
-// the test says so, or not at all. No core behind it; blocks live in a map.
+// FakeRegionDaemon: the daemon's side of protocol 3 as far as regions need it, played by the test:
+// it answers when the test says so, or not at all. No core behind it; blocks live in a map.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -77,12 +77,13 @@ class FakeRegionDaemon {
     uint16_t version = 3;
     terrace_status refuse_regions = TERRACE_OK;  // else the answer to RegisterRegion
     bool answer_pings = true;
-    bool answer_requests = true;   // copies and answers at once; else they wait in requests()
-    int busy_answers = 0;          // so many requests are answered RESOURCE_EXHAUSTED first
+    bool answer_requests = true;  // copies and answers at once; else they wait in requests()
+    int busy_answers = 0;         // so many requests are answered RESOURCE_EXHAUSTED first
     terrace_status request_error = TERRACE_OK;  // else the answer to requests
   };
 
-  FakeRegionDaemon(const std::string& folder, uint64_t epoch) : path_(folder + "/engine.sock"), epoch_(epoch) {
+  FakeRegionDaemon(const std::string& folder, uint64_t epoch)
+      : path_(folder + "/engine.sock"), epoch_(epoch) {
     unlink(path_.c_str());
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
@@ -149,7 +150,8 @@ class FakeRegionDaemon {
       it = connections_.erase(it);
     }
   }
-  // Copies what a waiting request asks for and answers it. reasons: instead of what the copying gives.
+  // Copies what a waiting request asks for and answers it. reasons: instead of what the copying
+  // gives.
   void Answer(const FakeRequest& request, std::vector<uint8_t> reasons = {}) {
     std::lock_guard lock(mu_);
     std::erase_if(requests_, [&](const FakeRequest& other) {
@@ -185,13 +187,16 @@ class FakeRegionDaemon {
 
   void Run();
   void Receive(int fd);
-  void HandleLocked(int fd, const wire::Header& header, const std::vector<std::byte>& body, const std::vector<int>& descriptors);
-  void RegisterLocked(int fd, const wire::Header& header, const std::vector<std::byte>& body, const std::vector<int>& descriptors);
+  void HandleLocked(int fd, const wire::Header& header, const std::vector<std::byte>& body,
+                    const std::vector<int>& descriptors);
+  void RegisterLocked(int fd, const wire::Header& header, const std::vector<std::byte>& body,
+                      const std::vector<int>& descriptors);
   void RequestLocked(int fd, const wire::Header& header, const std::vector<std::byte>& body);
   std::vector<uint8_t> CopyLocked(const FakeRequest& request);
   void ReplyLocked(const FakeRequest& request, const std::vector<uint8_t>& reasons);
   void SendError(int fd, const wire::Header& request, terrace_status status);
-  void Send(int fd, const wire::Header& request, const void* body, size_t bytes, int descriptor = -1, terrace_status status = TERRACE_OK);
+  void Send(int fd, const wire::Header& request, const void* body, size_t bytes,
+            int descriptor = -1, terrace_status status = TERRACE_OK);
 
   const std::string path_;
   const uint64_t epoch_;

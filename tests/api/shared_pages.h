@@ -19,7 +19,8 @@ namespace terrace::api {
 // Planes with gaps between the pages, spread over two files. Owner: the test.
 class SharedPages {
  public:
-  SharedPages(std::vector<uint64_t> plane_bytes, uint64_t n_pages, uint64_t gap = 48) : n_pages_(n_pages) {
+  SharedPages(std::vector<uint64_t> plane_bytes, uint64_t n_pages, uint64_t gap = 48)
+      : n_pages_(n_pages) {
     uint64_t bytes[2] = {64, 64};  // no plane begins where its file does
     std::vector<uint64_t> offsets;
     for (size_t p = 0; p < plane_bytes.size(); ++p) {
@@ -36,7 +37,8 @@ class SharedPages {
       memory_.push_back({fd, base, size});
     }
     for (size_t p = 0; p < plane_bytes.size(); ++p) {
-      planes_.push_back({static_cast<std::byte*>(memory_[p % 2].base) + offsets[p], plane_bytes[p] + gap, plane_bytes[p]});
+      planes_.push_back({static_cast<std::byte*>(memory_[p % 2].base) + offsets[p],
+                         plane_bytes[p] + gap, plane_bytes[p]});
     }
   }
   ~SharedPages() {
@@ -66,14 +68,16 @@ class SharedPages {
     return payload;
   }
   void Clear() const {
-    for (const terrace_shared_memory& memory : memory_) std::memset(memory.base, kUntouched, memory.bytes);
+    for (const terrace_shared_memory& memory : memory_)
+      std::memset(memory.base, kUntouched, memory.bytes);
   }
   // Nothing was written between the pages.
   bool GapsUntouched() const {
     for (const terrace_plane& plane : planes_) {
       for (uint64_t page = 0; page < n_pages_; ++page) {
         const std::byte* gap = Piece(plane, page) + plane.bytes;
-        if (!std::all_of(gap, gap + plane.stride - plane.bytes, [](std::byte b) { return b == std::byte{kUntouched}; })) {
+        if (!std::all_of(gap, gap + plane.stride - plane.bytes,
+                         [](std::byte b) { return b == std::byte{kUntouched}; })) {
           return false;
         }
       }
@@ -82,8 +86,9 @@ class SharedPages {
   }
   terrace_pages* Register(terrace_client* client) const {
     terrace_pages* pages = nullptr;
-    EXPECT_EQ(terrace_shared_pages_register(client, memory_.data(), static_cast<uint32_t>(memory_.size()),
-                                            planes_.data(), static_cast<uint32_t>(planes_.size()), n_pages_, &pages),
+    EXPECT_EQ(terrace_shared_pages_register(
+                  client, memory_.data(), static_cast<uint32_t>(memory_.size()), planes_.data(),
+                  static_cast<uint32_t>(planes_.size()), n_pages_, &pages),
               TERRACE_OK)
         << terrace_error_text();
     return pages;

@@ -47,7 +47,7 @@ void DeviceOp::Count(Reason reason) {
     if (copied) Stats::Add(stats.load_bytes, work.key_space->block_bytes());
     return;
   }
-  Stats::Add(copied                           ? stats.store_blocks
+  Stats::Add(copied                         ? stats.store_blocks
              : reason == Reason::kDuplicate ? stats.store_duplicate_blocks
                                             : stats.store_failed_blocks,
              1);

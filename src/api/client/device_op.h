@@ -36,10 +36,11 @@ class DeviceOp : public Op {
   const std::vector<terrace_ref>& refs() const { return refs_; }
   // False: the pages were freed; the operation has ended.
   bool Begin();
-  // Gives [begin, begin + reasons.size()) their reasons. After the last one the mark is given back and the memory left.
+  // Gives [begin, begin + reasons.size()) their reasons. After the last one the mark is given back
+  // and the memory left.
   void EndBlocks(uint32_t begin, const std::vector<Reason>& reasons);
   void NoteRead(uint32_t count);  // stores: so many more blocks have left the GPU
-  void EndRest(Reason reason);  // what was not begun
+  void EndRest(Reason reason);    // what was not begun
 
   const Options options;  // refs is of no use after construction
   uint32_t next = 0;      // first block not begun

@@ -57,19 +57,20 @@ Result FindExtent(const Wanted& wanted, uint32_t p, CUdeviceptr at, Extent* out)
     found = driver.cuPointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, at);
   }
   if (found != CUDA_SUCCESS) {
-    return Fail(TERRACE_INVALID_ARGUMENT, "planes[%u]: %p is not GPU memory of this process (%s)", p,
-                reinterpret_cast<void*>(at), driver.Explain(found).c_str());
+    return Fail(TERRACE_INVALID_ARGUMENT, "planes[%u]: %p is not GPU memory of this process (%s)",
+                p, reinterpret_cast<void*>(at), driver.Explain(found).c_str());
   }
   CUdevice device = -1;
   if (driver.cuDeviceGet(&device, ordinal) != CUDA_SUCCESS || device != wanted.device) {
-    return Fail(TERRACE_INVALID_ARGUMENT, "planes[%u] lies on device %d, the current context is of another one", p,
-                ordinal);
+    return Fail(TERRACE_INVALID_ARGUMENT,
+                "planes[%u] lies on device %d, the current context is of another one", p, ordinal);
   }
   out->bytes = bytes;
   return {};
 }
 
-// All of a plane must be memory. *extent: the allocation that it begins in; *whole: it ends there, too.
+// All of a plane must be memory. *extent: the allocation that it begins in; *whole: it ends there,
+// too.
 Result CheckPlane(const Wanted& wanted, uint32_t p, Extent* extent, bool* whole) {
   const terrace_plane& plane = wanted.pages.planes[p];
   const CUdeviceptr begin = Address(plane.base);
@@ -80,26 +81,30 @@ Result CheckPlane(const Wanted& wanted, uint32_t p, Extent* extent, bool* whole)
   while (last.base + last.bytes < end) {  // VMM memory is mapped piece by piece
     const CUdeviceptr next = last.base + last.bytes;
     if (!FindExtent(wanted, p, next, &last).ok() || last.base != next) {
-      return Fail(TERRACE_INVALID_ARGUMENT,
-                  "planes[%u] ends %llu bytes behind its allocation: its stride, or n_blocks, is too large", p,
-                  static_cast<ull>(end - next));
+      return Fail(
+          TERRACE_INVALID_ARGUMENT,
+          "planes[%u] ends %llu bytes behind its allocation: its stride, or n_blocks, is too large",
+          p, static_cast<ull>(end - next));
     }
   }
   return {};
 }
 
 // False: *why says why the allocation cannot be opened by another process.
-bool ExportOne(const Driver& driver, const Extent& extent, Region::Allocation* out, std::string* why) {
+bool ExportOne(const Driver& driver, const Extent& extent, Region::Allocation* out,
+               std::string* why) {
   out->said.bytes = extent.bytes;
   CUmemGenericAllocationHandle vmm = 0;
-  if (driver.cuMemRetainAllocationHandle(&vmm, reinterpret_cast<void*>(extent.base)) == CUDA_SUCCESS) {
+  if (driver.cuMemRetainAllocationHandle(&vmm, reinterpret_cast<void*>(extent.base)) ==
+      CUDA_SUCCESS) {
     int fd = -1;
     const CUresult exported =
         driver.cuMemExportToShareableHandle(&fd, vmm, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
     driver.cuMemRelease(vmm);
     if (exported != CUDA_SUCCESS) {
-      *why = "VMM memory that was not made for export (CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR): " +
-             driver.Explain(exported);
+      *why =
+          "VMM memory that was not made for export (CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR): " +
+          driver.Explain(exported);
       return false;
     }
     out->said.kind = 2;
@@ -126,25 +131,28 @@ Result DevicePages::Check(int result, const char* call) {
   const std::string text = std::string("the engine's GPU: ") + call + ": " + driver_->Explain(code);
   if (Driver::IsSticky(code)) {
     std::lock_guard lock(mu_);
-    if (broken_why_.empty()) broken_why_ = text + ". Its context is of no use any more: restart the engine";
+    if (broken_why_.empty())
+      broken_why_ = text + ". Its context is of no use any more: restart the engine";
     broken_ = true;
   }
   return Fail(TERRACE_UNAVAILABLE, "%s", text.c_str());
 }
 
-#define TERRACE_GPU_CALL(call, ...)                                              \
-  do {                                                                           \
-    Result called = Check(static_cast<int>(driver_->call(__VA_ARGS__)), #call);  \
-    if (!called.ok()) return called;                                             \
+#define TERRACE_GPU_CALL(call, ...)                                             \
+  do {                                                                          \
+    Result called = Check(static_cast<int>(driver_->call(__VA_ARGS__)), #call); \
+    if (!called.ok()) return called;                                            \
   } while (false)
 // First in every function that calls the driver.
-#define TERRACE_GPU_ENTER()                                                                 \
-  if (broken_) {                                                                            \
-    std::lock_guard broken_lock(mu_);                                                       \
-    return Fail(TERRACE_UNAVAILABLE, "%s", broken_why_.c_str());                            \
-  }                                                                                         \
-  const ScopedContext scoped(*driver_, context_);                                           \
-  if (Result entered = Check(static_cast<int>(scoped.result()), "cuCtxPushCurrent"); !entered.ok()) return entered
+#define TERRACE_GPU_ENTER()                                                          \
+  if (broken_) {                                                                     \
+    std::lock_guard broken_lock(mu_);                                                \
+    return Fail(TERRACE_UNAVAILABLE, "%s", broken_why_.c_str());                     \
+  }                                                                                  \
+  const ScopedContext scoped(*driver_, context_);                                    \
+  if (Result entered = Check(static_cast<int>(scoped.result()), "cuCtxPushCurrent"); \
+      !entered.ok())                                                                 \
+  return entered
 
 Result DevicePages::Create(const terrace_device_pages& wanted, std::shared_ptr<DevicePages>* out,
                            std::shared_ptr<Region>* region, std::string* why) {
@@ -156,7 +164,8 @@ Result DevicePages::Create(const terrace_device_pages& wanted, std::shared_ptr<D
   if (current == CUDA_SUCCESS && context != nullptr) current = driver->cuCtxGetDevice(&device);
   if (current != CUDA_SUCCESS || context == nullptr) {
     return Fail(TERRACE_FAILED_PRECONDITION, "the calling thread has no current CUDA context%s%s",
-                current == CUDA_SUCCESS ? "" : ": ", current == CUDA_SUCCESS ? "" : driver->Explain(current).c_str());
+                current == CUDA_SUCCESS ? "" : ": ",
+                current == CUDA_SUCCESS ? "" : driver->Explain(current).c_str());
   }
   Region::Source source;
   source.n_pages = wanted.n_blocks;
@@ -165,25 +174,30 @@ Result DevicePages::Create(const terrace_device_pages& wanted, std::shared_ptr<D
   for (uint32_t p = 0; p < wanted.n_planes; ++p) {
     Extent extent;
     bool whole = false;
-    if (Result checked = CheckPlane({*driver, wanted, device}, p, &extent, &whole); !checked.ok()) return checked;
+    if (Result checked = CheckPlane({*driver, wanted, device}, p, &extent, &whole); !checked.ok())
+      return checked;
     if (!whole && why->empty()) {
-      *why = "planes[" + std::to_string(p) + "] lies in several VMM allocations, which no region can name";
+      *why = "planes[" + std::to_string(p) +
+             "] lies in several VMM allocations, which no region can name";
     }
-    const auto [at, is_new] = allocation_at.emplace(extent.base, static_cast<uint32_t>(extents.size()));
+    const auto [at, is_new] =
+        allocation_at.emplace(extent.base, static_cast<uint32_t>(extents.size()));
     if (is_new) extents.push_back(extent);
     const terrace_plane& plane = wanted.planes[p];
-    source.planes.push_back({at->second, 0, Address(plane.base) - extent.base, std::max(plane.stride, plane.bytes),
-                             plane.bytes});
+    source.planes.push_back({at->second, 0, Address(plane.base) - extent.base,
+                             std::max(plane.stride, plane.bytes), plane.bytes});
   }
   std::shared_ptr<DevicePages> pages(
       new DevicePages(driver, context, static_cast<CUstream>(wanted.stream)));
   if ((wanted.flags & TERRACE_PAGES_NO_EXPORT) != 0) *why = "TERRACE_PAGES_NO_EXPORT was asked for";
   CUuuid uuid;
-  if (why->empty() && driver->cuDeviceGetUuid(&uuid, device) != CUDA_SUCCESS) *why = "the device has no UUID";
+  if (why->empty() && driver->cuDeviceGetUuid(&uuid, device) != CUDA_SUCCESS)
+    *why = "the device has no UUID";
   if (why->empty()) std::memcpy(source.device_uuid.data(), uuid.bytes, sizeof(uuid.bytes));
   for (size_t i = 0; i < extents.size() && why->empty(); ++i) {
     Region::Allocation allocation;
-    if (ExportOne(*driver, extents[i], &allocation, why)) source.allocations.push_back(std::move(allocation));
+    if (ExportOne(*driver, extents[i], &allocation, why))
+      source.allocations.push_back(std::move(allocation));
   }
   if (why->empty()) pages->MakeEvents(&source, why);
   if (why->empty()) *region = std::make_shared<Region>(std::move(source));
@@ -239,7 +253,8 @@ void DevicePages::Close() {
 
 Result DevicePages::Record(uint32_t* event) {
   TERRACE_GPU_ENTER();
-  // One that is recorded again while the daemon has not waited for it yet makes it wait for more, never for less.
+  // One that is recorded again while the daemon has not waited for it yet makes it wait for more,
+  // never for less.
   *event = next_event_.fetch_add(1, std::memory_order_relaxed) % wire::kMaxRegionEvents;
   TERRACE_GPU_CALL(cuEventRecord, region_events_[*event], engine_stream_);
   return {};
@@ -256,7 +271,8 @@ Result DevicePages::TakeMark(CUevent* mark) {
     }
   }
   if (*mark == nullptr) TERRACE_GPU_CALL(cuEventCreate, mark, CU_EVENT_DISABLE_TIMING);
-  Result recorded = Check(static_cast<int>(driver_->cuEventRecord(*mark, engine_stream_)), "cuEventRecord");
+  Result recorded =
+      Check(static_cast<int>(driver_->cuEventRecord(*mark, engine_stream_)), "cuEventRecord");
   if (!recorded.ok()) GiveBackMark(std::exchange(*mark, nullptr));
   return recorded;
 }
@@ -282,8 +298,8 @@ Result DevicePages::MakeBuffers(uint64_t block_bytes) {
     TERRACE_GPU_CALL(cuStreamCreateWithPriority, &stream_, CU_STREAM_NON_BLOCKING, 0);
   }
   if (memory_ == nullptr) {
-    void* const memory = mmap(nullptr, count * buffer_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                              -1, 0);
+    void* const memory = mmap(nullptr, count * buffer_bytes_, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
       return Fail(TERRACE_RESOURCE_EXHAUSTED, "no memory for %llu bytes to copy through",
                   ull{count * buffer_bytes_});
@@ -343,7 +359,8 @@ Result DevicePages::Poll(Buffer* buffer, bool* done) {
   TERRACE_GPU_ENTER();
   const CUresult result = driver_->cuEventQuery(buffer->copied);
   *done = result == CUDA_SUCCESS;
-  return result == CUDA_ERROR_NOT_READY ? Result{} : Check(static_cast<int>(result), "cuEventQuery");
+  return result == CUDA_ERROR_NOT_READY ? Result{}
+                                        : Check(static_cast<int>(result), "cuEventQuery");
 }
 
 }  // namespace terrace::client

@@ -1,7 +1,8 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// DevicePages: what the library has in the engine's GPU: events on the engine's stream, a stream of its own, and
-// pinned memory to copy through. In a library built without CUDA (device_pages_none.cc) there are none.
+// DevicePages: what the library has in the engine's GPU: events on the engine's stream, a stream of
+// its own, and pinned memory to copy through. In a library built without CUDA
+// (device_pages_none.cc) there are none.
 #pragma once
 
 #include <atomic>
@@ -27,17 +28,18 @@ struct Driver;
 
 namespace terrace::client {
 
-// Every call makes the context of the pages current and restores the caller's. None is made with a lock held, and
-// none by a destructor: what was not closed ends with the process.
-// Owner: the Pages. Threads: Record, TakeMark, GiveBackMark: any; copying: the copying thread. Limits: kBounceBytes
+// Every call makes the context of the pages current and restores the caller's. None is made with a
+// lock held, and none by a destructor: what was not closed ends with the process. Owner: the Pages.
+// Threads: Record, TakeMark, GiveBackMark: any; copying: the copying thread. Limits: kBounceBytes
 // of pinned memory, or two blocks, taken at the first copy.
-// Failure: a driver error is a Result with its name. After one that leaves the context of no use, which is the
-// engine's to repair, every call answers with it and the driver is not called again.
+// Failure: a driver error is a Result with its name. After one that leaves the context of no use,
+// which is the engine's to repair, every call answers with it and the driver is not called again.
 class DevicePages {
  public:
   static constexpr uint64_t kBounceBytes = 32ull << 20;
   static constexpr uint32_t kMaxBuffers = 8;
-  // *region: null where the memory cannot be exported or must not be (flags); *why says why. Planes are checked.
+  // *region: null where the memory cannot be exported or must not be (flags); *why says why. Planes
+  // are checked.
   static Result Create(const terrace_device_pages& wanted, std::shared_ptr<DevicePages>* out,
                        std::shared_ptr<Region>* region, std::string* why);
   ~DevicePages();
@@ -45,7 +47,8 @@ class DevicePages {
   // Gives everything back to the driver. REQUIRES: no operation uses the pages.
   void Close();
 
-  // For the daemon: an event of the region that stands behind all that the engine's stream holds now.
+  // For the daemon: an event of the region that stands behind all that the engine's stream holds
+  // now.
   Result Record(uint32_t* event);
   // For the library: the same as an event of this process, to be given back.
   Result TakeMark(CUevent_st** mark);
@@ -74,8 +77,8 @@ class DevicePages {
       : driver_(std::move(driver)), context_(context), engine_stream_(stream) {}
   Result Check(int result, const char* call);
   Result MakeBuffers(uint64_t bytes);
-  static Result Export(const gpu::Driver& driver, const terrace_device_pages& wanted, Region::Source* source,
-                       std::string* why);
+  static Result Export(const gpu::Driver& driver, const terrace_device_pages& wanted,
+                       Region::Source* source, std::string* why);
   void MakeEvents(Region::Source* source, std::string* why);
 
   const std::shared_ptr<const gpu::Driver> driver_;

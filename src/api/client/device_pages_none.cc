@@ -7,14 +7,15 @@ namespace terrace::client {
 namespace {
 
 Result NoCuda() {
-  return Fail(TERRACE_FAILED_PRECONDITION,
-              "this libterrace was built without CUDA: install one that was built where the toolkit is");
+  return Fail(
+      TERRACE_FAILED_PRECONDITION,
+      "this libterrace was built without CUDA: install one that was built where the toolkit is");
 }
 
 }  // namespace
 
-Result DevicePages::Create(const terrace_device_pages&, std::shared_ptr<DevicePages>*, std::shared_ptr<Region>*,
-                           std::string*) {
+Result DevicePages::Create(const terrace_device_pages&, std::shared_ptr<DevicePages>*,
+                           std::shared_ptr<Region>*, std::string*) {
   return NoCuda();
 }
 DevicePages::~DevicePages() = default;

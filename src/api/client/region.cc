@@ -23,7 +23,8 @@ Result CheckShared(const terrace_shared_memory& memory, uint32_t i) {
     return Fail(TERRACE_INVALID_ARGUMENT, "memory[%u]: base is NULL or bytes is 0", i);
   }
   if (fstat(memory.fd, &info) != 0) {
-    return Fail(TERRACE_INVALID_ARGUMENT, "memory[%u].fd %d: %s", i, memory.fd, strerrordesc_np(errno));
+    return Fail(TERRACE_INVALID_ARGUMENT, "memory[%u].fd %d: %s", i, memory.fd,
+                strerrordesc_np(errno));
   }
   if (static_cast<uint64_t>(info.st_size) < memory.bytes) {
     return Fail(TERRACE_INVALID_ARGUMENT, "memory[%u].bytes is %llu, its file has %llu", i,
@@ -32,7 +33,8 @@ Result CheckShared(const terrace_shared_memory& memory, uint32_t i) {
   const int seals = fcntl(memory.fd, F_GET_SEALS);
   if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
     return Fail(TERRACE_INVALID_ARGUMENT,
-                "memory[%u].fd is not sealed against shrinking: make it with memfd_create(MFD_ALLOW_SEALING) "
+                "memory[%u].fd is not sealed against shrinking: make it with "
+                "memfd_create(MFD_ALLOW_SEALING) "
                 "and fcntl(F_ADD_SEALS, F_SEAL_SHRINK)",
                 i);
   }
@@ -50,7 +52,8 @@ Result OpenRegion::Map(int progress_fd, uint64_t epoch, uint64_t connection, uin
   }
   void* memory = mmap(nullptr, kProgressBytes, PROT_READ, MAP_SHARED, progress_fd, 0);
   if (memory == MAP_FAILED) {
-    return Fail(TERRACE_RESOURCE_EXHAUSTED, "cannot map a region's progress: %s", strerrordesc_np(errno));
+    return Fail(TERRACE_RESOURCE_EXHAUSTED, "cannot map a region's progress: %s",
+                strerrordesc_np(errno));
   }
   (void)madvise(memory, kProgressBytes, MADV_DONTFORK);
   std::shared_ptr<OpenRegion> opened(new OpenRegion);
@@ -58,7 +61,8 @@ Result OpenRegion::Map(int progress_fd, uint64_t epoch, uint64_t connection, uin
   opened->connection_ = connection;
   opened->id_ = id;
   opened->progress_ = static_cast<const wire::RegionProgress*>(memory);
-  for (uint32_t slot = wire::kRegionSlots; slot > 0; --slot) opened->free_slots_.push_back(slot - 1);
+  for (uint32_t slot = wire::kRegionSlots; slot > 0; --slot)
+    opened->free_slots_.push_back(slot - 1);
   *out = std::move(opened);
   return {};
 }
@@ -87,10 +91,12 @@ Result Region::FromSharedMemory(const terrace_shared_memory* memory, uint32_t n_
                                 std::shared_ptr<Region>* out) {
   if (memory == nullptr) return Fail(TERRACE_INVALID_ARGUMENT, "memory is NULL");
   if (n_memory == 0 || n_memory > wire::kMaxRegionFds) {
-    return Fail(TERRACE_INVALID_ARGUMENT, "n_memory is %u, must be 1 to %u", n_memory, wire::kMaxRegionFds);
+    return Fail(TERRACE_INVALID_ARGUMENT, "n_memory is %u, must be 1 to %u", n_memory,
+                wire::kMaxRegionFds);
   }
   if (n_planes > wire::kMaxRegionPlanes) {
-    return Fail(TERRACE_INVALID_ARGUMENT, "n_planes is %u, at most %u", n_planes, wire::kMaxRegionPlanes);
+    return Fail(TERRACE_INVALID_ARGUMENT, "n_planes is %u, at most %u", n_planes,
+                wire::kMaxRegionPlanes);
   }
   Source source;
   source.n_pages = n_blocks;
@@ -103,11 +109,14 @@ Result Region::FromSharedMemory(const terrace_shared_memory* memory, uint32_t n_
     uint32_t i = 0;
     for (; i < n_memory; ++i) {
       const auto start = reinterpret_cast<uintptr_t>(memory[i].base);
-      if (base >= start && base - start <= memory[i].bytes && extent <= memory[i].bytes - (base - start)) break;
+      if (base >= start && base - start <= memory[i].bytes &&
+          extent <= memory[i].bytes - (base - start))
+        break;
     }
     if (i == n_memory) {
-      return Fail(TERRACE_INVALID_ARGUMENT, "planes[%u] (%p, %llu bytes in all) lies in none of the files", p,
-                  planes[p].base, ull{extent});
+      return Fail(TERRACE_INVALID_ARGUMENT,
+                  "planes[%u] (%p, %llu bytes in all) lies in none of the files", p, planes[p].base,
+                  ull{extent});
     }
     // With one page nobody has looked at the stride yet.
     source.planes.push_back({i, 0, base - reinterpret_cast<uintptr_t>(memory[i].base),

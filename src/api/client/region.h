@@ -1,6 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Region: pages that the daemon may copy by itself: what is told to it, and what the present one made of it.
+// Region: pages that the daemon may copy by itself: what is told to it, and what the present one
+// made of it.
 #pragma once
 
 #include <array>
@@ -19,8 +20,9 @@
 
 namespace terrace::client {
 
-// A region as one connection's daemon has opened it. Owner: shared by the Region and the operations that run
-// on it, which read its progress after the daemon has gone. Threads: slots are the region thread's; else any.
+// A region as one connection's daemon has opened it. Owner: shared by the Region and the operations
+// that run on it, which read its progress after the daemon has gone. Threads: slots are the region
+// thread's; else any.
 class OpenRegion {
  public:
   // connection: the number that the region thread gave to the connection on which `id` is valid.

@@ -31,8 +31,10 @@ Result RegionLink::Add(const std::shared_ptr<Region>& region, Deadline deadline)
   {
     std::lock_guard lock(mu_);
     if (stopping_) return Fail(TERRACE_FAILED_PRECONDITION, "the client is closed");
-    if (!thread_.started() && (wake_->fd() < 0 || !thread_.Start("terrace-region", [this] { Run(); }))) {
-      return Fail(TERRACE_RESOURCE_EXHAUSTED, "no thread or descriptor is left; raise the process limits");
+    if (!thread_.started() &&
+        (wake_->fd() < 0 || !thread_.Start("terrace-region", [this] { Run(); }))) {
+      return Fail(TERRACE_RESOURCE_EXHAUSTED,
+                  "no thread or descriptor is left; raise the process limits");
     }
     added_.push_back(region);
   }
@@ -57,8 +59,8 @@ Result RegionLink::Submit(std::shared_ptr<RegionOp> op) {
     std::lock_guard lock(mu_);
     if (stopping_) return Fail(TERRACE_FAILED_PRECONDITION, "the client is closed");
     if (unfinished_ >= kMaxQueued) {
-      return Fail(TERRACE_RESOURCE_EXHAUSTED, "%zu operations wait for the daemon already; wait for some of them",
-                  unfinished_);
+      return Fail(TERRACE_RESOURCE_EXHAUSTED,
+                  "%zu operations wait for the daemon already; wait for some of them", unfinished_);
     }
     if (!op->Begin()) return {};  // it has ended
     queue_.push_back(std::move(op));
@@ -165,7 +167,8 @@ void RegionLink::Connect() {
     if (usable.ok() && connection->welcome().version < 3) {
       usable.code = TERRACE_UNAVAILABLE;
       refused_epoch_ = connection->welcome().epoch;
-      why_down_ = why = "the daemon speaks protocol " + std::to_string(connection->welcome().version) +
+      why_down_ = why = "the daemon speaks protocol " +
+                        std::to_string(connection->welcome().version) +
                         ", which knows no regions: install the same release";
     }
     if (usable.ok()) {
@@ -217,20 +220,23 @@ void RegionLink::Register(const std::shared_ptr<Region>& region) {
   const size_t allocation_bytes = allocations.size() * sizeof(wire::RegionAllocation);
   const size_t plane_bytes = source.planes.size() * sizeof(wire::RegionPlane);
   const size_t event_bytes = source.events.size() * sizeof(source.events[0]);
-  if (sizeof(wire::Header) + sizeof(message) + allocation_bytes + plane_bytes + event_bytes > wire::kMaxPacketBytes ||
-      allocations.size() > wire::kMaxRegionAllocations || descriptors.size() > wire::kMaxRegionFds) {
-    region->SetClosed("the pages lie in too many pieces (" + std::to_string(allocations.size()) + " allocations, " +
-                      std::to_string(source.planes.size()) + " planes) to be opened by the daemon");
+  if (sizeof(wire::Header) + sizeof(message) + allocation_bytes + plane_bytes + event_bytes >
+          wire::kMaxPacketBytes ||
+      allocations.size() > wire::kMaxRegionAllocations ||
+      descriptors.size() > wire::kMaxRegionFds) {
+    region->SetClosed("the pages lie in too many pieces (" + std::to_string(allocations.size()) +
+                      " allocations, " + std::to_string(source.planes.size()) +
+                      " planes) to be opened by the daemon");
     return;
   }
   RegisterRequest request(connection_->welcome().epoch, connection_number_);
-  const Result registered = connection_->Call(
-      wire::Type::kRegisterRegion,
-      {{&message, sizeof(message)},
-       {allocations.data(), allocation_bytes},
-       {const_cast<wire::RegionPlane*>(source.planes.data()), plane_bytes},
-       {const_cast<std::array<uint8_t, 64>*>(source.events.data()), event_bytes}},
-      &request, Deadline::AfterMs(link_->request_timeout_ms()), descriptors);
+  const Result registered =
+      connection_->Call(wire::Type::kRegisterRegion,
+                        {{&message, sizeof(message)},
+                         {allocations.data(), allocation_bytes},
+                         {const_cast<wire::RegionPlane*>(source.planes.data()), plane_bytes},
+                         {const_cast<std::array<uint8_t, 64>*>(source.events.data()), event_bytes}},
+                        &request, Deadline::AfterMs(link_->request_timeout_ms()), descriptors);
   if (registered.ok()) {
     last_sign_ns_ = NowNs();
     retry_ns_ = 0;
@@ -251,8 +257,9 @@ void RegionLink::Unregister(const std::shared_ptr<Region>& region) {
   if (opened == nullptr || connection_ == nullptr || connection_->broken()) return;
   wire::UnregisterRegion message{opened->id(), 0};
   UnregisterRequest request;
-  const Result closed = connection_->Call(wire::Type::kUnregisterRegion, {{&message, sizeof(message)}}, &request,
-                                          Deadline::AfterMs(link_->request_timeout_ms()));
+  const Result closed =
+      connection_->Call(wire::Type::kUnregisterRegion, {{&message, sizeof(message)}}, &request,
+                        Deadline::AfterMs(link_->request_timeout_ms()));
   if (!request.done() && !stopping_) GiveUp(closed.text);
 }
 
@@ -293,12 +300,14 @@ bool RegionLink::SendSome(const std::shared_ptr<RegionOp>& op, uint32_t limit) {
       any = true;
       continue;
     }
-    if ((op->is_load() ? in_flight_ : stores_in_flight_) >= limit || in_flight_ >= kMaxPartsInFlight ||
-        part->retry_after_ns > NowNs() || !op->region()->TakeSlot(&part->slot)) {
+    if ((op->is_load() ? in_flight_ : stores_in_flight_) >= limit ||
+        in_flight_ >= kMaxPartsInFlight || part->retry_after_ns > NowNs() ||
+        !op->region()->TakeSlot(&part->slot)) {
       break;
     }
     any = true;
-    if (!op->SendPart(part.get(), connection_.get(), Deadline::AfterMs(link_->request_timeout_ms())).ok()) {
+    if (!op->SendPart(part.get(), connection_.get(), Deadline::AfterMs(link_->request_timeout_ms()))
+             .ok()) {
       // Not sent, so nothing is copied for it.
       op->region()->GiveBackSlot(part->slot);
       op->EndPart(part.get(), Reason::kUnavailable);
@@ -321,7 +330,8 @@ bool RegionLink::CollectAnswers() {
   for (auto op = ops_.begin(); op != ops_.end();) {
     bool all_ended = true;
     for (const auto& part : (*op)->parts()) {
-      if (!part->ended() && part->sent_at_ns != 0 && part->done()) any |= TakeAnswer(op->get(), part.get());
+      if (!part->ended() && part->sent_at_ns != 0 && part->done())
+        any |= TakeAnswer(op->get(), part.get());
       all_ended = all_ended && part->ended();
     }
     if (!all_ended) {
@@ -347,8 +357,10 @@ bool RegionLink::TakeAnswer(RegionOp* op, RegionPart* part) {
     op->Again(part, NowNs() + kBusyPauseNs);
     return false;
   }
-  // The daemon has not the region any more, or not its GPU: the pages are copied otherwise from now on.
-  if (code == TERRACE_NOT_FOUND || code == TERRACE_FAILED_PRECONDITION || code == TERRACE_UNAVAILABLE) {
+  // The daemon has not the region any more, or not its GPU: the pages are copied otherwise from now
+  // on.
+  if (code == TERRACE_NOT_FOUND || code == TERRACE_FAILED_PRECONDITION ||
+      code == TERRACE_UNAVAILABLE) {
     for (const auto& region : regions_) {
       if (region->opened().get() == op->region()) region->SetClosed(part->result().text);
     }

@@ -11,7 +11,8 @@ namespace terrace::client {
 
 Result RegionPart::OnReply(Reply& reply) {
   wire::RegionDone done;
-  if (!reply.Read(&done) || done.n_blocks != count || reply.body.size() != sizeof(done) + size_t{count}) {
+  if (!reply.Read(&done) || done.n_blocks != count ||
+      reply.body.size() != sizeof(done) + size_t{count}) {
     return Fail(TERRACE_INTERNAL, "the daemon's answer about a region has the wrong form");
   }
   const auto* first = reinterpret_cast<const uint8_t*>(reply.body.data()) + sizeof(done);
@@ -41,7 +42,8 @@ RegionOp::RegionOp(Work op_work, std::shared_ptr<OpenRegion> region, const Optio
     }
   }
   for (uint32_t begin = 0; begin < n_asked; begin += wire::kMaxRegionBlocks) {
-    parts_.push_back(std::make_unique<RegionPart>(begin, std::min(wire::kMaxRegionBlocks, n_asked - begin)));
+    parts_.push_back(
+        std::make_unique<RegionPart>(begin, std::min(wire::kMaxRegionBlocks, n_asked - begin)));
   }
   parts_left_ = static_cast<uint32_t>(parts_.size());
 }
@@ -71,7 +73,11 @@ Result RegionOp::SendPart(RegionPart* part, Connection* connection, Deadline dea
   part->sent_at_ns = NowNs();
   if (is_load()) {
     const int64_t left_us = std::max<int64_t>(0, deadline_ns_ - NowNs()) / 1000;
-    wire::RegionLoad load{region_->id(), work.opened.id, part->count, part->slot, options_.after_event,
+    wire::RegionLoad load{region_->id(),
+                          work.opened.id,
+                          part->count,
+                          part->slot,
+                          options_.after_event,
                           static_cast<uint32_t>(std::min<int64_t>(left_us, wire::kMaxLocateUs))};
     sent = connection->Send(wire::Type::kRegionLoad, {{&load, sizeof(load)}, body}, part, deadline);
   } else {
@@ -89,7 +95,8 @@ Result RegionOp::SendPart(RegionPart* part, Connection* connection, Deadline dea
       store.flags = wire::kRegionStoreHasParent;
       std::memcpy(store.parent, parent.data(), sizeof(store.parent));
     }
-    sent = connection->Send(wire::Type::kRegionStore, {{&store, sizeof(store)}, body}, part, deadline);
+    sent =
+        connection->Send(wire::Type::kRegionStore, {{&store, sizeof(store)}, body}, part, deadline);
   }
   if (!sent.ok()) return sent;
   part->request_id_ = part->id();
@@ -120,13 +127,15 @@ void RegionOp::EndPart(RegionPart* part, Reason otherwise) {
     const uint32_t i = asked_.empty() ? part->begin + k : asked_[part->begin + k];
     Reason reason = all;
     if (answered) {
-      reason = part->reasons()[k] < kReasonCount ? static_cast<Reason>(part->reasons()[k]) : Reason::kUnavailable;
+      reason = part->reasons()[k] < kReasonCount ? static_cast<Reason>(part->reasons()[k])
+                                                 : Reason::kUnavailable;
     }
     fine = fine && reason == Reason::kNone;
     EndBlock(i, reason);
   }
   const uint32_t n_planes = work.memory.n_planes();
-  part->planes_.store(fine ? n_planes : std::min(Progress(*part), n_planes - 1), std::memory_order_relaxed);
+  part->planes_.store(fine ? n_planes : std::min(Progress(*part), n_planes - 1),
+                      std::memory_order_relaxed);
   part->state_.store(RegionPart::kEnded, std::memory_order_release);
   if (--parts_left_ == 0) LeaveMemory();
   Finish(part->count);
@@ -146,7 +155,8 @@ void RegionOp::EndBlock(uint32_t i, Reason reason) {
     Stats::Add(stats.store_blocks, 1);
     Stats::Add(stats.store_bytes, work.key_space->block_bytes());
   } else {
-    Stats::Add(reason == Reason::kDuplicate ? stats.store_duplicate_blocks : stats.store_failed_blocks, 1);
+    Stats::Add(
+        reason == Reason::kDuplicate ? stats.store_duplicate_blocks : stats.store_failed_blocks, 1);
   }
 }
 
@@ -176,7 +186,8 @@ bool RegionOp::CheckSourcesRead() const {
   for (const auto& part : parts_) {
     const uint32_t state = part->state_.load(std::memory_order_acquire);
     if (state == RegionPart::kWaiting) return false;
-    if (state == RegionPart::kRunning && region_->Progress(part->slot, part->request_id_) == 0) return false;
+    if (state == RegionPart::kRunning && region_->Progress(part->slot, part->request_id_) == 0)
+      return false;
   }
   return true;
 }

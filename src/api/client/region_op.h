@@ -1,6 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// RegionOp: a load or store that the daemon carries out on the caller's own pages; and the requests it becomes.
+// RegionOp: a load or store that the daemon carries out on the caller's own pages; and the requests
+// it becomes.
 #pragma once
 
 #include <atomic>
@@ -39,9 +40,9 @@ class RegionPart : public Request {
   uint32_t request_id_ = 0;          // before kRunning
 };
 
-// Its memory is entered from Submit to the end of the last part: whoever frees the operation or the pages waits
-// until the daemon can no longer touch them.
-// Owner: as Op. Threads: sent and ended by the region thread; its progress is read by any.
+// Its memory is entered from Submit to the end of the last part: whoever frees the operation or the
+// pages waits until the daemon can no longer touch them. Owner: as Op. Threads: sent and ended by
+// the region thread; its progress is read by any.
 class RegionOp : public Op {
  public:
   struct Options {
@@ -58,17 +59,21 @@ class RegionOp : public Op {
 
   bool is_load() const { return options_.is_load; }
   OpenRegion* region() const { return region_.get(); }
-  // Enters the memory, gives the stale blocks their reason. False: the pages were freed; the operation has ended.
+  // Enters the memory, gives the stale blocks their reason. False: the pages were freed; the
+  // operation has ended.
   bool Begin();
   std::vector<std::unique_ptr<RegionPart>>& parts() { return parts_; }
 
   // Region thread. Sends a part that has its slot; the connection has its key space open.
   Result SendPart(RegionPart* part, Connection* connection, Deadline deadline);
-  // Region thread. The daemon has answered, or it is certain that it cannot touch the part's pages any more.
+  // Region thread. The daemon has answered, or it is certain that it cannot touch the part's pages
+  // any more.
   void EndPart(RegionPart* part, Reason otherwise);
   // Region thread. The daemon was too busy for the part: it is to be sent again.
   void Again(RegionPart* part, int64_t after_ns);
-  int64_t deadline_ns() const { return deadline_ns_; }  // for loads that the daemon has no room for yet
+  int64_t deadline_ns() const {
+    return deadline_ns_;
+  }  // for loads that the daemon has no room for yet
 
   uint32_t PlanesDone() const override;
   int64_t PollNs() const override { return kPollNs; }

@@ -10,7 +10,8 @@
 namespace terrace::client {
 namespace {
 
-// Looking costs a microsecond; a copy of a buffer takes about 100, a long prefill before it seconds.
+// Looking costs a microsecond; a copy of a buffer takes about 100, a long prefill before it
+// seconds.
 constexpr auto kShortPause = std::chrono::microseconds(50);
 constexpr auto kLongPause = std::chrono::microseconds(1000);
 constexpr int kShortPauses = 40;
@@ -28,11 +29,13 @@ Result StreamCopier::Submit(std::shared_ptr<DeviceOp> op) {
     Result refused;
     if (stopping_) refused = client::Fail(TERRACE_FAILED_PRECONDITION, "the client is closed");
     if (unfinished_ >= kMaxQueued) {
-      refused = client::Fail(TERRACE_RESOURCE_EXHAUSTED, "%zu copies wait for the GPU already; wait for some of them",
-                             unfinished_);
+      refused =
+          client::Fail(TERRACE_RESOURCE_EXHAUSTED,
+                       "%zu copies wait for the GPU already; wait for some of them", unfinished_);
     }
     if (refused.ok() && !thread_.started() && !thread_.Start("terrace-gpu", [this] { Run(); })) {
-      refused = client::Fail(TERRACE_RESOURCE_EXHAUSTED, "no thread can be started; raise the process limit");
+      refused = client::Fail(TERRACE_RESOURCE_EXHAUSTED,
+                             "no thread can be started; raise the process limit");
     }
     if (!refused.ok()) {
       op->device()->GiveBackMark(op->mark());
@@ -82,7 +85,8 @@ void StreamCopier::Run() {
     quiet = happened ? 0 : quiet + 1;
     std::unique_lock lock(mu_);
     unfinished_ -= finished;
-    if (stopping_ && queue_.empty() && (ops_.empty() || (stop_by.at_ns != 0 && stop_by.Passed()))) break;
+    if (stopping_ && queue_.empty() && (ops_.empty() || (stop_by.at_ns != 0 && stop_by.Passed())))
+      break;
     if (ops_.empty()) {
       changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
     } else if (!happened) {
@@ -113,7 +117,8 @@ bool StreamCopier::StartChunks(const std::shared_ptr<DeviceOp>& op) {
       return true;
     }
     uint32_t blocks = 0;
-    if (Result prepared = op->device()->Prepare(op->work.key_space->block_bytes(), &blocks); !prepared.ok()) {
+    if (Result prepared = op->device()->Prepare(op->work.key_space->block_bytes(), &blocks);
+        !prepared.ok()) {
       op->EndRest(Reason::kUnavailable);
       return true;
     }
@@ -146,7 +151,8 @@ void StreamCopier::StartChunk(Chunk* chunk) {
   }
 }
 
-// Copies the blocks that have no reason yet. A chunk of which something was enqueued has its event recorded.
+// Copies the blocks that have no reason yet. A chunk of which something was enqueued has its event
+// recorded.
 void StreamCopier::CopyAll(Chunk* chunk, DevicePages::Way way) {
   DevicePages& device = *chunk->op->device();
   Result copied = device.Begin(chunk->op->mark());
@@ -228,15 +234,19 @@ Result StreamCopier::SubmitStore(Chunk* chunk) {
   const DeviceOp& op = *chunk->op;
   const uint64_t block_bytes = op.work.key_space->block_bytes();
   Op::Work work{.key_space = op.work.key_space, .opened = op.work.opened, .stats = inner_stats_};
-  work.keys.assign(op.work.keys.begin() + chunk->begin, op.work.keys.begin() + chunk->begin + chunk->count);
+  work.keys.assign(op.work.keys.begin() + chunk->begin,
+                   op.work.keys.begin() + chunk->begin + chunk->count);
   const std::vector<uint32_t> counts(chunk->count, 1);
   std::vector<terrace_piece> pieces;
-  for (uint32_t k = 0; k < chunk->count; ++k) pieces.push_back({chunk->buffer->data + k * block_bytes, block_bytes});
-  Result placed = BlockMemory::FromPieces(pieces.data(), counts.data(), chunk->count, block_bytes, &work.memory);
+  for (uint32_t k = 0; k < chunk->count; ++k)
+    pieces.push_back({chunk->buffer->data + k * block_bytes, block_bytes});
+  Result placed = BlockMemory::FromPieces(pieces.data(), counts.data(), chunk->count, block_bytes,
+                                          &work.memory);
   if (!placed.ok()) return placed;
   std::optional<KeyBytes> parent = op.options.parent;
   if (chunk->begin > 0 && !op.options.independent) parent = op.work.keys[chunk->begin - 1];
-  auto store = std::make_shared<StoreOp>(std::move(work), parent, op.options.independent, op.options.retention);
+  auto store = std::make_shared<StoreOp>(std::move(work), parent, op.options.independent,
+                                         op.options.retention);
   Result submitted = stores_->Submit(store);
   if (submitted.ok()) chunk->inner = std::move(store);
   return submitted;
@@ -251,14 +261,18 @@ Result StreamCopier::SubmitLoad(Chunk* chunk) {
     return client::Fail(TERRACE_UNAVAILABLE, "the daemon was restarted");
   }
   Op::Work work{.key_space = op.work.key_space, .opened = op.work.opened, .stats = inner_stats_};
-  work.keys.assign(op.work.keys.begin() + chunk->begin, op.work.keys.begin() + chunk->begin + chunk->count);
+  work.keys.assign(op.work.keys.begin() + chunk->begin,
+                   op.work.keys.begin() + chunk->begin + chunk->count);
   const std::vector<uint32_t> counts(chunk->count, 1);
   std::vector<terrace_piece> pieces;
-  for (uint32_t k = 0; k < chunk->count; ++k) pieces.push_back({chunk->buffer->data + k * block_bytes, block_bytes});
-  Result placed = BlockMemory::FromPieces(pieces.data(), counts.data(), chunk->count, block_bytes, &work.memory);
+  for (uint32_t k = 0; k < chunk->count; ++k)
+    pieces.push_back({chunk->buffer->data + k * block_bytes, block_bytes});
+  Result placed = BlockMemory::FromPieces(pieces.data(), counts.data(), chunk->count, block_bytes,
+                                          &work.memory);
   if (!placed.ok()) return placed;
-  auto load = std::make_shared<LoadOp>(std::move(work), op.refs().data() + chunk->begin, std::move(connection),
-                                       link_->segments(), link_->request_timeout_ms());
+  auto load = std::make_shared<LoadOp>(std::move(work), op.refs().data() + chunk->begin,
+                                       std::move(connection), link_->segments(),
+                                       link_->request_timeout_ms());
   if (!load->pending().empty()) {
     if (Result queued = locator_->Submit(load); !queued.ok()) return queued;
   }
@@ -286,7 +300,8 @@ bool StreamCopier::TakeInner(Chunk* chunk) {
 
 void StreamCopier::EndChunk(Chunk* chunk) {
   chunk->state = Chunk::State::kEnded;
-  if (chunk->buffer != nullptr) chunk->op->device()->GiveBackBuffer(std::exchange(chunk->buffer, nullptr));
+  if (chunk->buffer != nullptr)
+    chunk->op->device()->GiveBackBuffer(std::exchange(chunk->buffer, nullptr));
   chunk->op->EndBlocks(chunk->begin, chunk->reasons);
 }
 

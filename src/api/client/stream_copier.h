@@ -1,7 +1,8 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
-// StreamCopier: loads and stores of GPU pages that no daemon can open. Blocks go through pinned memory: the GPU's
-// copies are made here, all the rest is an ordinary store or load from or to that memory.
+// StreamCopier: loads and stores of GPU pages that no daemon can open. Blocks go through pinned
+// memory: the GPU's copies are made here, all the rest is an ordinary store or load from or to that
+// memory.
 #pragma once
 
 #include <atomic>
@@ -23,12 +24,12 @@
 
 namespace terrace::client {
 
-// A store's bytes are those that the pages held when the stream came to the mark; they may be overwritten when all
-// of them have left the GPU. A loaded block counts when its copy to the GPU has ended.
-// Owner: Core. Threads: Submit from any; all else on the copying thread, which starts with the first operation. It
-// never waits for the GPU, it looks.
-// Limits: kMaxQueued operations; blocks under way: the buffers of their pages, one of them kept for the other
-// direction. Failure: an error of the GPU ends the blocks it concerns as unavailable; memory that the GPU may still
+// A store's bytes are those that the pages held when the stream came to the mark; they may be
+// overwritten when all of them have left the GPU. A loaded block counts when its copy to the GPU
+// has ended. Owner: Core. Threads: Submit from any; all else on the copying thread, which starts
+// with the first operation. It never waits for the GPU, it looks. Limits: kMaxQueued operations;
+// blocks under way: the buffers of their pages, one of them kept for the other direction. Failure:
+// an error of the GPU ends the blocks it concerns as unavailable; memory that the GPU may still
 // write to is not used again.
 class StreamCopier {
  public:
@@ -39,7 +40,8 @@ class StreamCopier {
   ~StreamCopier() { Stop(); }
 
   Result Submit(std::shared_ptr<DeviceOp> op);
-  // Blocks not yet copied are cancelled; waits for the GPU's copies, not for longer than kStopNs. Joins the thread.
+  // Blocks not yet copied are cancelled; waits for the GPU's copies, not for longer than kStopNs.
+  // Joins the thread.
   void Stop();
 
  private:
@@ -71,7 +73,8 @@ class StreamCopier {
   CopyPool* const copies_;
   StoreQueue* const stores_;
   Locator* const locator_;
-  const std::shared_ptr<Stats> inner_stats_ = std::make_shared<Stats>();  // nobody's: blocks are counted once
+  const std::shared_ptr<Stats> inner_stats_ =
+      std::make_shared<Stats>();  // nobody's: blocks are counted once
   std::atomic<bool> stopping_{false};
 
   std::mutex mu_;

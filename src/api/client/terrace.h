@@ -16,7 +16,8 @@
  * PROMISES
  *   - A load never hands out a wrong byte: identity, generation and checksums are checked on every
  *     byte that is delivered. What does not match is reported (TERRACE_REASON_CORRUPT / _STALE).
- *   - No call blocks longer than its time limit, whatever the daemon does.
+ *   - No call blocks longer than its time limit, whatever the daemon does. Only terrace_op_free and
+ *     terrace_pages_free wait for as long as somebody may still touch the memory (see "GPU memory").
  *   - The daemon may be absent, killed or restarted at any time: calls answer TERRACE_UNAVAILABLE
  *     at once, the library reconnects by itself (a background thread, first try after 50 ms, then
  *     with back-off up to 1 s) and opens its key spaces again. Refs and leases of the old daemon are
@@ -42,6 +43,8 @@
 extern "C" {
 #endif
 
+/* 3 adds to 2, and changes nothing of it: terrace_device_pages_register, terrace_shared_pages_register,
+ * terrace_pages_copier, terrace_op_planes_done, terrace_op_wait_planes. */
 #define TERRACE_API_VERSION 3
 #define TERRACE_KEY_BYTES 32
 #define TERRACE_REF_BYTES 48
@@ -175,13 +178,27 @@ typedef struct terrace_plane {
   uint64_t bytes;  /* bytes of one block in this plane; > 0 */
 } terrace_plane;
 
-/* The memory must stay mapped until terrace_pages_free (which waits for copies that use it). */
+/* The memory must stay mapped until terrace_pages_free (which waits for copies that use it, and for the daemon to
+ * let go of memory that it has opened, at most request_timeout_ms). */
 TERRACE_EXPORT terrace_status terrace_pages_register(terrace_client*, const terrace_plane* planes,
                                                      uint32_t n_planes, uint64_t n_blocks,
                                                      terrace_pages** pages);
 TERRACE_EXPORT void terrace_pages_free(terrace_pages*);
 
-/* ---- GPU memory, or host memory that the daemon is to copy by itself ---- */
+/* ---- GPU memory, or host memory that the daemon is to copy by itself ----
+ *
+ * Pages that the daemon copies are written and read by another process. An operation on them is therefore in its
+ * final state only when that is over: the daemon has answered, or it has closed the connection, as it does after
+ * its last copy, or it is dead. When it does not answer, nor signs of life, for about twice the longer of 2 s and
+ * request_timeout_ms, the library closes the connection, after which the daemon begins no more copies and publishes
+ * nothing it has read; the operation ends as UNAVAILABLE when the daemon confirms that. A daemon that is frozen
+ * (SIGSTOP, a frozen cgroup) confirms nothing: until it goes on or is killed, such an operation stays undone,
+ * terrace_op_wait answers DEADLINE_EXCEEDED, and terrace_op_free and terrace_pages_free wait. Until then its pages
+ * must not be used for anything else. terrace_close waits 2 s for the daemon's word and then ends the operations as
+ * CANCELLED: keep the memory away from other use if the process goes on with such a daemon beside it.
+ * The same holds for copies of a GPU that hangs.
+ *
+ * In one load no two blocks may go to one block number (INVALID_ARGUMENT). */
 
 enum {
   /* Do not let the daemon copy: this library copies, through `stream` and pinned memory of its own. For
@@ -207,7 +224,11 @@ typedef struct terrace_device_pages {
  * TERRACE_PAGES_NO_EXPORT's way is taken. The calling thread's current context must be that of the memory.
  * Loads and stores are those of other pages: terrace_load, terrace_store (not the *_pieces ones).
  * FAILED_PRECONDITION: no driver here, or a library built without CUDA. INVALID_ARGUMENT: not GPU memory, of
- * several devices, or outside of its allocation. */
+ * several devices, or outside of its allocation. Memory of several VMM allocations behind one plane is copied by
+ * this library. A load or store records an event on the stream, so it must not be called while the stream is being
+ * captured into a graph. Errors of the GPU: UNAVAILABLE, with the driver's word for it; one that leaves the context
+ * of no use is answered from then on without calling the driver again. Call terrace_pages_free before the memory is
+ * freed and before the context is destroyed. */
 TERRACE_EXPORT terrace_status terrace_device_pages_register(terrace_client*, const terrace_device_pages*,
                                                             terrace_pages** pages);
 
@@ -359,7 +380,7 @@ TERRACE_EXPORT terrace_status terrace_op_wait_planes(terrace_op*, uint32_t n_pla
 TERRACE_EXPORT terrace_status terrace_op_wait_sources(terrace_op*, uint32_t timeout_us);
 /* One reason per block, in the order of the call. REQUIRES: done. Valid until terrace_op_free. */
 TERRACE_EXPORT const uint8_t* terrace_op_reasons(const terrace_op*, uint32_t* n);
-/* Frees the operation. If it still runs, waits until its memory is not touched any more. */
+/* Frees the operation. If it still runs, waits until its memory is not touched any more (above: GPU memory). */
 TERRACE_EXPORT void terrace_op_free(terrace_op*);
 
 /* ---------------------------------------------------------------- zero-copy view */
