@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _PLUGIN = os.path.normpath(os.path.join(_HERE, "..", "..", "..", "plugins", "vllm"))
@@ -84,12 +84,13 @@ class PagedEngine:
                 self.memory.write(base + page * stride, _POISON * size)
         self.memory.submit()
 
-    def compare(self, group: int, chain: str, block: int, page: int, plane: int) -> int:
+    def compare(self, group: int, chain: str, block: int, page: int, plane: int,
+                expected: Optional[bytes] = None) -> int:
         base, stride, size = self.planes[group][plane]
         found = self.memory.read(base + page * stride, size)
-        if found != self.bytes_of(group, chain, block, plane):
-            at = next(i for i, (a, b) in enumerate(zip(found, self.bytes_of(group, chain, block, plane)))
-                      if a != b)
+        expected = expected or self.bytes_of(group, chain, block, plane)
+        if found != expected:
+            at = next(i for i, (a, b) in enumerate(zip(found, expected)) if a != b)
             raise WrongByte(f"{self.layout.name} group {group} chain {chain} block {block} page {page} "
                             f"plane {plane}: byte {at} of {size} differs (first: {found[:8].hex()})")
         return size
@@ -129,6 +130,10 @@ class PagedEngine:
             self.client.release(answer.lease)
             return result
         self.poison(group, pages)
+        n_planes, early = len(self.planes[group]), 0
+        follow = layer_by_layer and self.client.library.has_regions
+        expected = [[self.bytes_of(group, chain, first + i, plane) for i in range(hit)]
+                    for plane in range(n_planes if follow else 0)]
         try:
             operation = self.client.load(self.key_spaces[group], answer.refs[:hit * api.REF_BYTES],
                                          keys[:hit * api.KEY_BYTES], self.pages[group], pages[:hit])
@@ -136,9 +141,8 @@ class PagedEngine:
             self.client.release(answer.lease)
             return {**result, "status": error.status, "error": str(error)}
         say(begun="load")
-        n_planes, early = len(self.planes[group]), 0
-        if layer_by_layer and self.client.library.has_regions:
-            early = self._follow(operation, group, chain, first, pages[:hit], result)
+        if follow:
+            early = self._follow(operation, group, chain, first, pages[:hit], expected, result)
         if not operation.wait(_WAIT_US):
             raise AssertionError("a load did not end in time")
         reasons = operation.reasons()
@@ -151,18 +155,24 @@ class PagedEngine:
         return {**result, "early_planes": early, "reasons": self.finish(operation)}
 
     def _follow(self, operation: Any, group: int, chain: str, first: int, pages: List[int],
-                result: Dict[str, Any]) -> int:
-        """Uses layer after layer as they arrive. Returns how many were used before the load was done."""
-        early = 0
-        for plane in range(len(self.planes[group])):
-            waited = operation.wait_planes(plane + 1, _WAIT_US)
+                expected: List[List[bytes]], result: Dict[str, Any]) -> int:
+        """Uses planes as they arrive, the newest first: what was said to be there too early is found.
+
+        Returns how many were used before the load was done.
+        """
+        early, used = 0, 0
+        while used < len(expected):
+            waited = operation.wait_planes(used + 1, _WAIT_US)
             if waited == api.DATA_LOSS:
                 return early
             if waited != api.OK:
-                raise AssertionError(f"plane {plane} did not arrive in time ({waited})")
-            early += not operation.done()
-            for i, page in enumerate(pages):
-                result["bytes"] += self.compare(group, chain, first + i, page, plane)
+                raise AssertionError(f"plane {used} did not arrive in time ({waited})")
+            arrived = operation.planes_done()
+            early += 0 if operation.done() else arrived - used
+            for plane in reversed(range(used, arrived)):
+                for i, page in reversed(list(enumerate(pages))):
+                    result["bytes"] += self.compare(group, chain, first + i, page, plane, expected[plane][i])
+            used = arrived
         return early
 
     def finish(self, operation: Any) -> Dict[str, int]:
