@@ -19,13 +19,14 @@ using ::testing::HasSubstr;
 
 // Read when the driver is started, once a process.
 const int kTwoDevices = setenv("SOFTCUDA_DEVICES", "2", 1);
+const int kMemory = setenv("SOFTCUDA_MEMORY_MB", "4096", 1);  // out of service, devices keep some each time
 
 class GpusTest : public ::testing::Test {
  protected:
   static constexpr const char* kAlive[] = {"live_allocations", "live_bytes",  "live_streams", "live_events",
                                            "live_registered",  "live_modules", "live_contexts"};
   void SetUp() override {
-    ASSERT_EQ(kTwoDevices, 0);
+    ASSERT_EQ(kTwoDevices + kMemory, 0);
     for (const char* what : kAlive) before_[what] = soft_.Counter(what);
   }
   // For what is still in service. Of a GPU that is not, nothing is given back.
@@ -72,7 +73,7 @@ TEST_F(GpusTest, FindsDevices) {
     EXPECT_EQ(second.name, "softcuda");
     EXPECT_EQ(second.pci_bus, "fffe:02:00.0");
     EXPECT_EQ(second.numa_node, -1);
-    EXPECT_EQ(second.total_bytes, 256u << 20);
+    EXPECT_EQ(second.total_bytes, 4096ull << 20);
     EXPECT_EQ(second.compute_major, 9);
     ASSERT_TRUE(gpus->Find(second.uuid).ok());
     EXPECT_EQ(*gpus->Find(second.uuid), 1u);
@@ -151,7 +152,8 @@ TEST_F(GpusTest, PinsHostMemory) {
 
 TEST_F(GpusTest, PinsWithTheNextDeviceWhenTheFirstIsOutOfService) {
   // Of a device that is out of service nothing is given back: the memory stays registered.
-  static auto& memory = *new std::vector<std::byte>(1 << 20);
+  static auto& kept = *new std::vector<std::vector<std::byte>>();
+  std::vector<std::byte>& memory = kept.emplace_back(1 << 20);
   const auto gpus = Open();
   soft_.BreakDevice(0, CUDA_ERROR_ECC_UNCORRECTABLE);
   EXPECT_TRUE(absl::IsUnavailable(gpus->PinHost(memory.data(), 65536)));
