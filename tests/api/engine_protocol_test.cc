@@ -12,6 +12,7 @@
 
 #include "testing/engine_rig.h"
 #include "testing/raw_client.h"
+#include "testing/region_client.h"
 
 namespace terrace::testing {
 namespace {
@@ -199,6 +200,10 @@ TEST_F(EngineProtocolTest, BodiesOfWrongLengthsAreRefused) {
       {wire::Type::kReport, bytes_of(wire::Report{space->id, 0, leased->refs[0].generation, {}})},
       {wire::Type::kLocate, RawClient::LocateBody(*space, {&key, 1}, 0)},
       {wire::Type::kHint, RawClient::HintBody(*space, {&key, 1}, {})},
+      {wire::Type::kRegisterRegion, RegisterBody(RegionMemory())},
+      {wire::Type::kUnregisterRegion, bytes_of(wire::UnregisterRegion{1, 0})},
+      {wire::Type::kRegionStore, RegionStoreBody(1, *space, {&key, 1}, 0)},
+      {wire::Type::kRegionLoad, RegionLoadBody(1, *space, {&key, 1}, 0)},
   };
   for (const auto& [type, body] : messages) {
     for (size_t n = 0; n <= body.size() + 9; ++n) {
