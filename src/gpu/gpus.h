@@ -22,7 +22,7 @@ struct GpuOptions {
   std::string driver = "libcuda.so.1";  // what dlopen() is given
   uint32_t queue_depth = 1024;          // batches waiting, each device
   uint64_t staging_bytes = 64ull << 20; // GPU memory of each device for gathering small pages
-  uint32_t max_sms = 8;                 // multiprocessors that gather and scatter kernels may use at a time
+  uint32_t max_sms = 8;                 // multiprocessors that copy kernels may use at a time; 0: no kernels
   int64_t batch_deadline_ns = 10'000'000'000;  // a batch on the GPU for longer puts the device out of service
 };
 

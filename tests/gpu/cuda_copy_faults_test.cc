@@ -23,11 +23,11 @@ class CudaCopyFaults : public ::testing::Test {
   void Begin(const CudaSetup& setup = {}, int64_t deadline_ns = 60'000'000'000) {
     End();
     softcuda_.Reset();
-    rig_.emplace(setup);
+    rig_ = std::make_shared<CudaCopyRig>(setup);
     ASSERT_EQ(rig_->why_skipped(), "");
-    memory_.emplace(*rig_, named_.allocation_bytes, 40);
+    memory_ = std::make_shared<ModelledMemory>(*rig_, named_.allocation_bytes, 40);
     region_ = memory_->memory().MakeRegion(named_.layout);
-    frames_.emplace(*rig_, 12, region_->page_bytes());
+    frames_ = std::make_shared<Frames>(*rig_, 12, region_->page_bytes());
     options_ = rig_->Options(64);
     options_.batch_deadline_ns = deadline_ns;
     options_.staging_bytes = setup.staging_bytes;
@@ -78,10 +78,10 @@ class CudaCopyFaults : public ::testing::Test {
 
   Softcuda softcuda_;
   const NamedLayout named_;
-  std::optional<CudaCopyRig> rig_;
-  std::optional<ModelledMemory> memory_;
+  std::shared_ptr<CudaCopyRig> rig_;
+  std::shared_ptr<ModelledMemory> memory_;
   std::shared_ptr<Region> region_;
-  std::optional<Frames> frames_;
+  std::shared_ptr<Frames> frames_;
   GpuOptions options_;
   std::unique_ptr<CopyEngine> engine_;
   std::vector<std::vector<std::byte>> payloads_;
@@ -153,6 +153,9 @@ TEST_F(CudaCopyFaults, ACopyThatHangsFencesTheDevice) {
   EXPECT_EQ(late.pages.size(), 3u);
   engine_->Drain();
   engine_.reset();  // does not wait for what hangs
+  // The lost copies go on at any time: what they touch stays until the process ends, as it must in the daemon.
+  static auto* const lost = new std::vector<std::shared_ptr<void>>;
+  *lost = {rig_, memory_, region_, frames_};
   softcuda_.Hang(false);
 }
 
@@ -281,6 +284,29 @@ TEST_F(CudaCopyFaults, WhatCannotBeHadAtAllIsAnErrorAndLeavesNothing) {
   }
 }
 
+// Drivers need not know ranges of host memory.
+TEST_F(CudaCopyFaults, FramesAreFoundWithoutRanges) {
+  Begin();
+  softcuda_.Fail("cuPointerGetAttribute", CUDA_ERROR_INVALID_VALUE, 1, 1);  // after the kind of memory
+  CopyBatch store = Store({4});
+  Outcome outcome;
+  TERRACE_RUN_BATCH(engine_, store, outcome);
+  EXPECT_EQ(outcome.intact_count(), 1u);
+  EXPECT_TRUE(frames_->Read(0) == memory_->ModelPage(named_.layout, 4));
+  EXPECT_EQ(softcuda_.Counter("cuMemHostAlloc"), 6u) << "the lanes' tables, no bounce buffer";
+}
+
+TEST_F(CudaCopyFaults, NoMultiprocessorsNoKernels) {
+  Begin();
+  engine_.reset();
+  options_.max_sms = 0;
+  auto engine = CudaCopyEngine::Make(rig_->device(), options_);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  engine_ = *std::move(engine);
+  ExpectItWorks();
+  EXPECT_EQ(softcuda_.Counter("kernels"), 0u);
+}
+
 TEST_F(CudaCopyFaults, EverythingIsGivenBack) {
   const auto before = Alive();
   for (const bool is_pinned : {true, false}) {
@@ -352,6 +378,40 @@ TEST_F(CudaCopyFaults, MoreBatchesWaitForEventsThanThereAreGates) {
   for (Outcome& outcome : outcomes) {
     ASSERT_TRUE(outcome.Wait());
     EXPECT_EQ(outcome.intact_count(), 1u) << outcome.status();
+  }
+}
+
+TEST_F(CudaCopyFaults, BatchesThatWereGivenUpKeepNoGate) {
+  Begin({}, 100'000'000);
+  memory_->memory().HoldThenWrite(3, 0, 0, std::vector<std::byte>(16));
+  std::vector<Outcome> outcomes(CudaCopyGates::kMaxGates);
+  for (Outcome& outcome : outcomes) {
+    CopyBatch batch = Store({1});
+    batch.after_event = 3;
+    batch.done = outcome.Taker();
+    ASSERT_TRUE(engine_->Submit(batch).ok());
+  }
+  for (Outcome& outcome : outcomes) {
+    ASSERT_TRUE(outcome.Wait());
+    EXPECT_TRUE(absl::IsDeadlineExceeded(outcome.status())) << outcome.status();
+  }
+  memory_->memory().Release();
+  // Another event that is late, but comes.
+  for (int round = 0; round < 50; ++round) {
+    memory_->memory().HoldThenWrite(4, 0, 0, std::vector<std::byte>(16));
+    CopyBatch batch = Store({2});
+    batch.after_event = 4;
+    Outcome outcome;
+    batch.done = outcome.Taker();
+    ASSERT_TRUE(engine_->Submit(batch).ok());
+    CopyBatch other = Load({5});
+    other.pages[0].frame = frames_->at(7);
+    frames_->Write(7, payloads_[0]);
+    Outcome ended;
+    TERRACE_RUN_BATCH(engine_, other, ended);
+    memory_->memory().Release();
+    ASSERT_TRUE(outcome.Wait());
+    ASSERT_EQ(outcome.intact_count(), 1u) << outcome.status();
   }
 }
 

@@ -306,7 +306,7 @@ std::vector<ConfigOption> MakeOptions() {
        [](tv t, Config* c) { return SetSize(t, 0, &c->stack.gpu_options.staging_bytes); },
        [](const Config& c) { return FormatSize(c.stack.gpu_options.staging_bytes); }},
       {"gpu.max_sms", "number", "Multiprocessors of a GPU that copying small pages may use at a time.",
-       [](tv t, Config* c) { return SetUint(t, 1, 1024, &c->stack.gpu_options.max_sms); },
+       [](tv t, Config* c) { return SetUint(t, 0, 1024, &c->stack.gpu_options.max_sms); },
        [](const Config& c) { return absl::StrCat(c.stack.gpu_options.max_sms); }},
       {"gpu.batch_deadline", "duration", "A GPU that has not ended a copy by then is put out of service.",
        [](tv t, Config* c) { return SetDuration(t, 100'000'000, &c->stack.gpu_options.batch_deadline_ns); },

@@ -59,6 +59,7 @@ absl::Status CudaCopyEngine::Start(std::optional<CopyMeans> only) {
 }
 
 void CudaCopyEngine::LoadKernels() {
+  if (options_.max_sms == 0) return;  // as it was asked for
   const Driver& driver = device_->driver();
   CudaCopyKernels loaded;
   CUresult result = driver.cuModuleLoadData(&loaded.module, KernelImage());

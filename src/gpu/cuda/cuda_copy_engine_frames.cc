@@ -25,8 +25,15 @@ bool FindRange(const Driver& driver, uint64_t address, uint64_t bytes, Range* ra
     range->begin = start;
     range->end = start + size;
   } else {
+    // The driver does not say: this much of it is known, if the end is the same kind of memory.
+    unsigned last_type = 0;
+    if (driver.cuPointerGetAttribute(&last_type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address + bytes - 1) !=
+            CUDA_SUCCESS ||
+        last_type != type) {
+      return false;
+    }
     range->begin = address;
-    range->end = address + 1;
+    range->end = address + bytes;
   }
   if (driver.cuPointerGetAttribute(&on_device, CU_POINTER_ATTRIBUTE_DEVICE_POINTER, address) != CUDA_SUCCESS) {
     return false;
