@@ -38,6 +38,7 @@ absl::Status GivenUp() { return absl::AbortedError("given up by the watchdog"); 
 
 }  // namespace
 
+// Here and in Nccl(): nothing of a batch is looked at inside `call`. The watchdog may have taken it meanwhile.
 template <typename F>
 absl::Status LinkChannel::Cuda(const char* name, F call) {
   watch_.Begin(name);
@@ -211,10 +212,9 @@ absl::Status LinkChannel::Stage(LinkBatch& batch, Chunk& chunk) {
   for (const Run& run : chunk.runs) {
     const LinkFrame& frame = batch.frames[run.frame];
     if (batch.frames_on_device || frame.receive) continue;
-    RETURN_IF_ERROR(Cuda("cuMemcpyAsync", [&] {
-      return driver.cuMemcpyAsync(Address(Place(batch, chunk, run)), Address(frame.data + run.offset), run.bytes,
-                                  copy_stream_);
-    }));
+    const CUdeviceptr target = Address(Place(batch, chunk, run)), source = Address(frame.data + run.offset);
+    RETURN_IF_ERROR(
+        Cuda("cuMemcpyAsync", [&] { return driver.cuMemcpyAsync(target, source, run.bytes, copy_stream_); }));
   }
   return Cuda("cuEventRecord", [&] { return driver.cuEventRecord(slots_[chunk.slot].event, copy_stream_); });
 }
@@ -241,10 +241,9 @@ absl::StatusOr<bool> LinkChannel::Drain(LinkBatch& batch, const Chunk& chunk) {
     const LinkFrame& frame = batch.frames[run.frame];
     if (batch.frames_on_device || !frame.receive) continue;
     any = true;
-    RETURN_IF_ERROR(Cuda("cuMemcpyAsync", [&] {
-      return driver.cuMemcpyAsync(Address(frame.data + run.offset), Address(Place(batch, chunk, run)), run.bytes,
-                                  copy_stream_);
-    }));
+    const CUdeviceptr target = Address(frame.data + run.offset), source = Address(Place(batch, chunk, run));
+    RETURN_IF_ERROR(
+        Cuda("cuMemcpyAsync", [&] { return driver.cuMemcpyAsync(target, source, run.bytes, copy_stream_); }));
   }
   RETURN_IF_ERROR(
       Cuda("cuEventRecord", [&] { return driver.cuEventRecord(slots_[chunk.slot].event, copy_stream_); }));
@@ -312,16 +311,17 @@ absl::Status LinkChannel::VerifyOnDevice(LinkBatch& batch) {
   const Driver& driver = device_->driver();
   for (LinkFrame& frame : batch.frames) {
     if (!frame.receive) continue;
-    if (frame.bytes > bounce_bytes_) {
+    const uint64_t bytes = frame.bytes;
+    const CUdeviceptr source = Address(frame.data);
+    if (bytes > bounce_bytes_) {
       if (bounce_ != nullptr) RETURN_IF_ERROR(Cuda("cuMemFreeHost", [&] { return driver.cuMemFreeHost(bounce_); }));
       bounce_ = nullptr;
       bounce_bytes_ = 0;
-      RETURN_IF_ERROR(Cuda("cuMemHostAlloc", [&] { return driver.cuMemHostAlloc(&bounce_, frame.bytes, 0); }));
-      bounce_bytes_ = frame.bytes;
+      RETURN_IF_ERROR(Cuda("cuMemHostAlloc", [&] { return driver.cuMemHostAlloc(&bounce_, bytes, 0); }));
+      bounce_bytes_ = bytes;
     }
-    RETURN_IF_ERROR(Cuda("cuMemcpyAsync", [&] {
-      return driver.cuMemcpyAsync(Address(bounce_), Address(frame.data), frame.bytes, copy_stream_);
-    }));
+    RETURN_IF_ERROR(Cuda(
+        "cuMemcpyAsync", [&] { return driver.cuMemcpyAsync(Address(bounce_), source, bytes, copy_stream_); }));
     Pause pause;
     while (true) {
       ASSIGN_OR_RETURN(const bool idle, StreamIsIdle(copy_stream_));
