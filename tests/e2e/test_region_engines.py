@@ -20,10 +20,9 @@ import layouts
 import rig
 import scenarios
 
-ON_SOFTCUDA = ["cuda:ipc", "cuda:vmm", "cuda:pieces", "cuda:private", "cuda:refused"]
+# All of them run against region_node in ctest (region_engines_softcuda).
+ON_SOFTCUDA = ["cuda:ipc", "cuda:refused"]
 ON_A_GPU = ["cuda:ipc", "cuda:vmm", "torch:ipc", "torch:pieces"]
-_SOFT = [(scenario, memory) for scenario in scenarios.ALL for memory in ON_SOFTCUDA
-         if memory in ("cuda:ipc", "cuda:refused") or scenario in scenarios.EVERY_WAY]
 
 
 def setting(binaries, memory, driver, name):
@@ -41,7 +40,8 @@ def test_shared_host_memory(scenario, binaries):
     scenario(setting(binaries, "host", None, scenario.__name__))
 
 
-@pytest.mark.parametrize("scenario, memory", _SOFT, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize("memory", ON_SOFTCUDA)
+@pytest.mark.parametrize("scenario", scenarios.EVERY_WAY, ids=lambda scenario: scenario.__name__)
 def test_gpu_memory_on_softcuda(scenario, memory, binaries):
     driver = softcuda(binaries[0])
     if driver is None:
