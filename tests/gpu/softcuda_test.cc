@@ -164,6 +164,19 @@ TEST_F(SoftcudaTest, TheDefaultStreamWaitsForBlockingStreams) {
   EXPECT_EQ(driver_->cuMemHostUnregister(target.data()), CUDA_SUCCESS);
 }
 
+TEST_F(SoftcudaTest, WorkEndsWithItsContext) {
+  CUcontext again = nullptr;
+  for (int i = 0; i < 50; ++i) {
+    const CUdeviceptr a = Alloc(4096);
+    for (int n = 0; n < 10; ++n) ASSERT_EQ(driver_->cuMemsetD8Async(a, 1, 4096, NewStream()), CUDA_SUCCESS);
+    ASSERT_EQ(driver_->cuDevicePrimaryCtxRelease(0), CUDA_SUCCESS);
+    size_t bytes = 0;
+    EXPECT_EQ(driver_->cuMemGetInfo(&bytes, nullptr), CUDA_ERROR_CONTEXT_IS_DESTROYED);
+    ASSERT_EQ(driver_->cuDevicePrimaryCtxRetain(&again, 0), CUDA_SUCCESS);
+    EXPECT_EQ(driver_->cuMemFree(a), CUDA_ERROR_INVALID_VALUE);  // gone with the context
+  }
+}
+
 TEST_F(SoftcudaTest, CopiesRowsAndBatches) {
   const CUdeviceptr a = Alloc(64 << 10);
   const CUstream stream = NewStream();

@@ -48,6 +48,7 @@ struct CUstream_st {
   std::deque<Operation> queue;
   uint64_t enqueued = 0, finished = 0;
   bool closing = false;
+  std::atomic<bool> discarded{false};  // its context is gone: nothing more is executed, and no error matters
 };
 
 struct CUctx_st {

@@ -26,9 +26,10 @@ void Run(const std::shared_ptr<CUstream_st>& stream) {
     }
     for (const auto& [other, n] : operation.after) WaitFinished(*other, n);
     WaitWhileHanging(device);
-    if (DeviceError(device) == CUDA_SUCCESS) {
+    if (DeviceError(device) == CUDA_SUCCESS && !stream->discarded.load()) {
       const CUresult result = operation.run();
-      if (result != CUDA_SUCCESS) BreakDevice(device, result);
+      // The context's memory goes after its streams are discarded, so a late look at this is enough.
+      if (result != CUDA_SUCCESS && !stream->discarded.load()) BreakDevice(device, result);
       ReleasePins();
     }
     operation = {};  // what it holds goes before anyone is told
@@ -59,13 +60,17 @@ void CloseStreams(CUcontext context) {
   State& s = Get();
   for (auto i = s.streams.begin(); i != s.streams.end();) {
     if (i->second->context == context) {
+      i->second->discarded.store(true);
       Close(*i->second);
       i = s.streams.erase(i);
     } else {
       ++i;
     }
   }
-  if (context->default_stream != nullptr) Close(*context->default_stream);
+  if (context->default_stream != nullptr) {
+    context->default_stream->discarded.store(true);
+    Close(*context->default_stream);
+  }
   context->default_stream.reset();
   for (auto i = s.modules.begin(); i != s.modules.end();) {
     const bool is_its = (*i)->context == context;
