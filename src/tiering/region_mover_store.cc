@@ -182,15 +182,17 @@ void RegionMover::FinishStore(const Stores& store, const gpu::CopyBatch& batch, 
   const KeySpace& key_space = *store->request.key_space;
   uint64_t copied_bytes = 0;
   const bool is_lost = batch.frames_lost;
+  // What was read after the fence may be anything; who knows when that was.
+  const bool is_fenced = status.ok() && store->request.region->fenced();
   for (size_t p = 0; p < batch.pages.size(); ++p) {
     const size_t i = store->in_batch[p];
-    if (status.ok() && batch.pages[p].intact) {
+    if (status.ok() && !is_fenced && batch.pages[p].intact) {
       copied_bytes += key_space.identity.block_bytes;
       store->reasons[i] = PublishBlock(store.get(), i, batch.pages[p]);
     } else {
       // A frame that is lost stays as it is, being filled for ever.
       if (!is_lost) parts_.tier->Abandon(store->frames[i]);
-      store->reasons[i] = status.ok() ? Reason::kBadChecksum : ReasonOf(status);
+      store->reasons[i] = is_fenced ? Reason::kCancelled : status.ok() ? Reason::kBadChecksum : ReasonOf(status);
     }
     parts_.fills->End(key_space, store->request.keys[i]);
   }

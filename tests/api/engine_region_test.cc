@@ -72,7 +72,8 @@ TEST_F(EngineRegionTest, WhatIsStoredComesBackByteByByte) {
 TEST_F(EngineRegionTest, SlotsSayHowFarAnOperationIs) {
   FillPages(0, 4);
   RegionClient regions = regions_();
-  const uint32_t store = regions.Send(wire::Type::kRegionStore, RegionStoreBody(region_.id, space_, KeysOf(0, 4), 0, 9));
+  const uint32_t store =
+      regions.Send(wire::Type::kRegionStore, RegionStoreBody(region_.id, space_, KeysOf(0, 4), 0, 9));
   ASSERT_TRUE(regions.Answer(store).ok());
   EXPECT_EQ(region_.Progress(9), uint64_t{store} << 32 | 1);
   const uint32_t load = regions.Send(wire::Type::kRegionLoad, RegionLoadBody(region_.id, space_, KeysOf(0, 4), 0, 255));

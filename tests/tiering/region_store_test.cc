@@ -237,6 +237,15 @@ TEST_F(RegionStoreTest, AFencedRegionIsNotTouched) {
   EXPECT_EQ(stack_.Metric("terrace_region_failed_batches_total", "reason", "cancelled"), 2);
 }
 
+TEST_F(RegionStoreTest, WhatWasReadOfARegionThatWasFencedMeanwhileIsNotStored) {
+  FillPages(0, 3);
+  auto request = StoreRequestOf(region_, space_, KeysOf(0, 3), 0);
+  request.sources_read = [this] { region_->Fence(); };  // after the copy, before anything is visible
+  EXPECT_EQ(testing::Store(session_.get(), std::move(request)), All(3, Reason::kCancelled));
+  EXPECT_EQ(stack_->Stats().tiers[0].blocks, 0u);
+  EXPECT_EQ(stack_->Stats().tiers[0].used_bytes, 0u) << "frames were not given back";
+}
+
 TEST_F(RegionStoreTest, WhatDoesNotFitIsRefusedAtOnce) {
   const auto refused = [&](RegionStoreRequest request) {
     request.done = [](std::span<const Reason>) { ADD_FAILURE() << "done was called"; };

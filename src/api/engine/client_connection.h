@@ -55,11 +55,12 @@ struct Staging {
   std::unique_ptr<tiering::SharedMemory> memory;
 };
 
-// Owner: the server, and every store under way (by shared_ptr, to answer it).
-// Threads: OnReadable and OnWritable on one server thread; answers to stores come from copy threads, those
-// to Locate from any; Describe from any. Its regions are fenced when it is closed, but the client sees its end only
-// when no copy from or to them is under way any more: until then its pages are not its own again. Limits: kMaxWaiting answers that the client has not taken yet,
-// then it is closed; kMaxWaitingLocates questions that wait for blocks, more are refused.
+// Owner: the server, and every store under way (by shared_ptr, to answer it). Threads: OnReadable and
+// OnWritable on one server thread; answers to stores come from copy threads, those to Locate from any;
+// Describe from any. Its regions are fenced when it is closed, but the client sees its end only when no
+// copy from or to them is under way any more: until then its pages are not its own again. Limits:
+// kMaxWaiting answers that the client has not taken yet, then it is closed; kMaxWaitingLocates questions
+// that wait for blocks, more are refused.
 class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
  public:
   // Takes fd, which the caller has put into epoll_fd for EPOLLIN, level-triggered, data.fd = fd.

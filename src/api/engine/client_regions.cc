@@ -1,6 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 #include "api/engine/client_regions.h"
 
+#include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/status_macros.h"
 
@@ -17,7 +18,7 @@ absl::StatusOr<std::shared_ptr<RegionSlots>> RegionSlots::Make() {
   ASSIGN_OR_RETURN(auto memory,
                    tiering::SharedMemory::Create("terrace-progress", wire::kRegionSlots * sizeof(wire::RegionProgress),
                                                  tiering::SharedMemory::Clients::kMayOnlyRead, false));
-  return std::shared_ptr<RegionSlots>(new RegionSlots(std::move(memory)));
+  return std::shared_ptr<RegionSlots>(absl::WrapUnique(new RegionSlots(std::move(memory))));
 }
 
 absl::Status ClientRegions::BeginOpening() {

@@ -25,7 +25,8 @@ EngineMetrics::EngineMetrics(MetricRegistry* metrics) {
           {{"op", kOpNames[op]}, {"code", absl::StatusCodeToString(code)}, {"transport", "engine"}});
     }
     durations_[op] = metrics->AddHistogram(
-        "terrace_request_duration_seconds", "From a request's arrival to its answer (put, locate and those about regions: to its hand-over).",
+        "terrace_request_duration_seconds",
+        "From a request's arrival to its answer (put, locate and those about regions: to its hand-over).",
         {{"op", kOpNames[op]}, {"transport", "engine"}});
   }
   constexpr const char* kReasons[] = {"auth", "malformed", "version", "connections", "slow_reader"};

@@ -9,11 +9,12 @@
 
 namespace terrace::wire {
 
-// A region is an engine's paged KV cache that the daemon opens and copies from and to by itself. It belongs to
-// the connection and ends with it: a client that shuts its side down (SHUT_WR) fences its regions. The daemon
-// closes or shuts down its side only when none of its copies touches them any more, nor publishes what it read
-// after the fence: a client that reads to the end of the connection knows that its pages are its own again. Behind RegisterRegion follow: n_allocations RegionAllocation, n_planes
-// RegionPlane, n_events 64-byte event handles. Descriptors: one for each allocation whose kind has one, in order.
+// A region is an engine's paged KV cache that the daemon opens and copies from and to by itself. It belongs to the
+// connection and ends with it: a client that shuts its side down (SHUT_WR) fences its regions. The daemon closes or
+// shuts down its side only when none of its copies touches them any more, nor publishes what it read after the
+// fence: a client that reads to the end of the connection knows that its pages are its own again. Behind
+// RegisterRegion follow: n_allocations RegionAllocation, n_planes RegionPlane, n_events 64-byte event handles.
+// Descriptors: one for each allocation whose kind has one, in order.
 inline constexpr uint32_t kMaxRegionPlanes = 4096;
 inline constexpr uint32_t kMaxRegionAllocations = 1024;
 inline constexpr uint32_t kMaxRegionFds = 250;  // SCM_RIGHTS takes 253
