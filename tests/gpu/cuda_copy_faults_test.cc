@@ -396,8 +396,10 @@ TEST_F(CudaCopyFaults, BatchesThatWereGivenUpKeepNoGate) {
     EXPECT_TRUE(absl::IsDeadlineExceeded(outcome.status())) << outcome.status();
   }
   memory_->memory().Release();
-  // Another event that is late, but comes.
-  for (int round = 0; round < 50; ++round) {
+  // Another event that is late, but comes: batches have gates again (once their streams have seen the first event).
+  const uint64_t before = softcuda_.Counter("cuStreamWaitEvent");
+  const auto waits = [&] { return softcuda_.Counter("cuStreamWaitEvent") - before; };
+  for (int round = 0; round < 300 && waits() < 50; ++round) {
     memory_->memory().HoldThenWrite(4, 0, 0, std::vector<std::byte>(16));
     CopyBatch batch = Store({2});
     batch.after_event = 4;
@@ -413,6 +415,7 @@ TEST_F(CudaCopyFaults, BatchesThatWereGivenUpKeepNoGate) {
     ASSERT_TRUE(outcome.Wait());
     ASSERT_EQ(outcome.intact_count(), 1u) << outcome.status();
   }
+  EXPECT_GE(waits(), 50u);
 }
 
 TEST_F(CudaCopyFaults, TheEndCancelsWhatWaitsForAnEvent) {
