@@ -208,6 +208,41 @@ TEST_F(DevicePagesTest, WaitsForTheEnginesStreamAndNobodyWaitsForIt) {
   terrace_keyspace_free(keyspace);
 }
 
+// The stream is busy for long when the operations are called: a copy that did not wait would be seen.
+TEST_F(DevicePagesTest, AStoreSeesWhatTheStreamWillComputeAndALoadOverwritesNothingItStillReads) {
+  terrace_client* client = Connect();
+  terrace_keyspace* keyspace = Open(client);
+  terrace_pages* pages = Register(client);
+  CUdeviceptr elsewhere = 0;
+  ASSERT_EQ(driver_->cuMemAlloc(&elsewhere, kPlaneBytes), CUDA_SUCCESS);
+  const auto keep_busy = [&](unsigned char last) {
+    for (int i = 0; i < 60; ++i) {
+      const auto value = static_cast<unsigned char>(i == 59 ? last : 0x11);
+      ASSERT_EQ(driver_->cuMemsetD8Async(memory_, value, kPlanes * kPlaneExtent, stream_),
+                CUDA_SUCCESS);
+    }
+  };
+  const std::vector<uint8_t> keys = ChainKeys(20, 1);
+  keep_busy(0x77);
+  EXPECT_EQ(Reasons(StartStore(client, keyspace, pages, keys, {3})),
+            std::vector<uint8_t>{TERRACE_REASON_NONE});
+  keep_busy(0x33);
+  ASSERT_EQ(driver_->cuMemcpyAsync(elsewhere, memory_ + 3 * kStride, kPlaneBytes, stream_),
+            CUDA_SUCCESS);
+  EXPECT_EQ(Reasons(StartLoad(client, keyspace, pages, keys, {3})),
+            std::vector<uint8_t>{TERRACE_REASON_NONE});
+  EXPECT_EQ(PageOf(Everything(), 3), std::vector<std::byte>(kBlockBytes, std::byte{0x77}));
+  std::vector<std::byte> read(kPlaneBytes);
+  ASSERT_EQ(driver_->cuMemcpyAsync(reinterpret_cast<CUdeviceptr>(read.data()), elsewhere,
+                                   read.size(), stream_),
+            CUDA_SUCCESS);
+  Sync();
+  EXPECT_EQ(read, std::vector<std::byte>(kPlaneBytes, std::byte{0x33}));
+  EXPECT_EQ(driver_->cuMemFree(elsewhere), CUDA_SUCCESS);
+  terrace_pages_free(pages);
+  terrace_keyspace_free(keyspace);
+}
+
 TEST_F(DevicePagesTest, AMissingBlockAndADuplicateHaveTheirReasons) {
   terrace_client* client = Connect();
   terrace_keyspace* keyspace = Open(client);
