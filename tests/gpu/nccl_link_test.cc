@@ -193,7 +193,7 @@ class NcclLinkTest : public ::testing::Test {
     } else {
       ended.status = submitted;
     }
-    static std::vector<std::vector<std::byte*>> lost;  // may still be touched: stays for ever
+    static auto& lost = *new std::vector<std::vector<std::byte*>>;  // may still be touched: stays for ever
     if (ended.batch.frames_lost) {
       lost.push_back(made.memory);
     } else {
