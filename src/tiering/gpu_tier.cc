@@ -106,7 +106,7 @@ void GpuTier::Offer(const kv::KeySpace& key_space, const kv::BlockKey& key,
       slot = AllocateLocked(key_space);
       if (slot.has_value()) {
         slots_[*slot] = {.key_space = &key_space, .key = key, .parent = parent,
-                         .checksums = {checksums.begin(), checksums.end()}};
+                         .checksums = {checksums.begin(), checksums.end()}, .as_of_flushes = as_of_flushes};
         blocks_[{key_space.id, key}] = *slot;
         seen_.Remove(fingerprint);
         ++promotions_;
@@ -116,12 +116,11 @@ void GpuTier::Offer(const kv::KeySpace& key_space, const kv::BlockKey& key,
     }
   }
   for (Departure& departure : departures) demote_(std::move(departure));
-  if (!slot.has_value() || !SubmitPromotion(*slot, host_frame, as_of_flushes, release)) release();
+  if (!slot.has_value() || !SubmitPromotion(*slot, host_frame, release)) release();
 }
 
 // False: it was not begun, and the slot is free again.
-bool GpuTier::SubmitPromotion(uint32_t slot, std::byte* host_frame, uint32_t as_of_flushes,
-                              std::function<void()> release) {
+bool GpuTier::SubmitPromotion(uint32_t slot, std::byte* host_frame, std::function<void()> release) {
   gpu::CopyBatch batch;
   batch.direction = gpu::Direction::kLoad;
   batch.pages.resize(1);
@@ -136,21 +135,20 @@ bool GpuTier::SubmitPromotion(uint32_t slot, std::byte* host_frame, uint32_t as_
                                                     key_space.identity.block_bytes),
                       .checksums = block.checksums};
   }
-  batch.done = [this, slot, as_of_flushes, release = std::move(release)](gpu::CopyBatch& copied,
-                                                                         const absl::Status& status) {
+  batch.done = [this, slot, release = std::move(release)](gpu::CopyBatch& copied, const absl::Status& status) {
     release();
-    EndPromotion(slot, status.ok() && copied.pages[0].intact, copied.frames_lost, as_of_flushes);
+    EndPromotion(slot, status.ok() && copied.pages[0].intact, copied.frames_lost);
   };
   if (gpus_->engine(options_.device)->Submit(batch).ok()) return true;
-  EndPromotion(slot, false, false, as_of_flushes);
+  EndPromotion(slot, false, false);
   return false;
 }
 
-void GpuTier::EndPromotion(uint32_t slot, bool intact, bool frames_lost, uint32_t as_of_flushes) {
+void GpuTier::EndPromotion(uint32_t slot, bool intact, bool frames_lost) {
   MutexLock lock(&mu_);
   Block& block = slots_[slot];
   const kv::KeySpace& key_space = *block.key_space;
-  if (intact && key_space.flushes.load(std::memory_order_relaxed) == as_of_flushes) {
+  if (intact && key_space.flushes.load(std::memory_order_relaxed) == block.as_of_flushes) {
     block.is_here = true;
     ++stats_.promoted;
     ++stats_.blocks;
@@ -243,6 +241,7 @@ GpuTier::Departure GpuTier::DepartLocked(uint32_t slot) {
                       .region = slabs_[slot / kSlotsPerSlab].region,
                       .page = slot % kSlotsPerSlab,
                       .checksums = block.checksums,
+                      .as_of_flushes = block.as_of_flushes,
                       .done = [this, slot] { EndDeparture(slot); }};
   block.is_going = true;
   ++departures_;

@@ -46,6 +46,7 @@ class GpuTier {
     std::shared_ptr<gpu::Region> region;
     uint64_t page;
     std::vector<uint64_t> checksums;
+    uint32_t as_of_flushes;  // key_space->flushes when the block was found: after a later one it is not wanted
     std::function<void()> done;
   };
   using Demote = std::function<void(Departure)>;
@@ -107,6 +108,7 @@ class GpuTier {
     kv::BlockKey key;
     std::optional<kv::BlockKey> parent;
     std::vector<uint64_t> checksums;
+    uint32_t as_of_flushes = 0;
     uint32_t pins = 0;
     bool is_here = false;   // in blocks_ and known to the policy
     bool is_going = false;  // its departure is under way
@@ -124,8 +126,8 @@ class GpuTier {
   void ForgetLocked(uint32_t slot, bool evicted) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FreeLocked(uint32_t slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndDeparture(uint32_t slot);
-  void EndPromotion(uint32_t slot, bool intact, bool frames_lost, uint32_t as_of_flushes);
-  bool SubmitPromotion(uint32_t slot, std::byte* host_frame, uint32_t as_of_flushes, std::function<void()> release);
+  void EndPromotion(uint32_t slot, bool intact, bool frames_lost);
+  bool SubmitPromotion(uint32_t slot, std::byte* host_frame, std::function<void()> release);
 
   const Options options_;
   gpu::Gpus* const gpus_;

@@ -179,7 +179,6 @@ bool HostTier::AddSegment(kv::TenantId tenant, uint64_t least_bytes) {
     if (bytes == least_bytes) break;
     bytes = std::max(bytes / 2 / kExtentBytes * kExtentBytes, least_bytes);
   }
-  while (segment == nullptr && GiveUpSpare()) segment = MakeSegment(least_bytes);
   if (segment == nullptr) return false;
   const uint32_t id = segment->id;
   const auto extents = static_cast<uint32_t>(segment->payload->bytes() / kExtentBytes);
@@ -205,10 +204,7 @@ std::optional<FrameId> HostTier::TryAllocate(kv::TenantId tenant, uint64_t block
       // last segments are spoken for and not there yet.
       MutexLock lock(&grow_mu_);
       frame = pool_.Allocate(tenant, block_bytes, &no_metadata);
-      if (!frame.has_value() && !no_metadata) {
-        if (!AddSegment(tenant, slab_bytes)) return std::nullopt;
-        continue;
-      }
+      if (!frame.has_value() && !no_metadata && AddSegment(tenant, slab_bytes)) continue;
     }
     if (frame.has_value()) {
       if (!Prepare(*frame)) {
@@ -220,7 +216,8 @@ std::optional<FrameId> HostTier::TryAllocate(kv::TenantId tenant, uint64_t block
       std::atomic_thread_fence(std::memory_order_seq_cst);
       return frame;
     }
-    // Tables eat into what was set aside for payloads: one spare segment pays for many slabs.
+    // Spare segments that are too small make room for one that is not; and tables eat into what was set aside
+    // for payloads: one spare segment pays for many slabs. Under no lock: a GPU's driver may have to let go of it.
     if (!GiveUpSpare()) return std::nullopt;
   }
 }

@@ -92,7 +92,7 @@ void RegionMover::Demote(uint32_t device, GpuTier::Departure departure) {
   store->is_counted = false;
   store->expected = {std::move(departure.checksums)};
   store->bytes = departure.key_space->identity.block_bytes;
-  store->as_of_flushes = departure.key_space->flushes.load(std::memory_order_relaxed);
+  store->as_of_flushes = departure.as_of_flushes;
   store->reasons = {Reason::kCancelled};
   store->frames = {kNoFrame};
   if (stopped_.load(std::memory_order_relaxed)) return AnswerStore(store);

@@ -30,6 +30,7 @@ class GpuTierTest : public ::testing::Test {
   void Make(uint64_t bytes) {
     auto made = GpuTier::Create({.bytes = bytes, .policy = "lru"}, &gpus_, &clock_, [this](GpuTier::Departure gone) {
       departed_.push_back(gone.key);
+      departed_as_of_ = gone.as_of_flushes;
       if (hold_departures_) {
         held_.push_back(std::move(gone.done));
       } else {
@@ -88,6 +89,7 @@ class GpuTierTest : public ::testing::Test {
   testing::HostGpus gpus_;
   std::unique_ptr<kv::KeySpace> space_ = NewKeySpace(1, 0, kBlock);
   std::vector<kv::BlockKey> departed_;
+  uint32_t departed_as_of_ = 0;
   bool hold_departures_ = false;
   std::deque<std::function<void()>> held_;
   std::atomic<int> released_{0};
@@ -161,6 +163,15 @@ TEST_F(GpuTierTest, ABlockOnItsWayUpWhenItsKeySpaceIsFlushedDoesNotArrive) {
   gpus_.engine(0)->Drain();
   EXPECT_FALSE(Has(*space_, 1));
   EXPECT_EQ(tier_->GetStats().used_bytes, 0u);
+}
+
+TEST_F(GpuTierTest, ADepartureKnowsWhichFlushesItsBlockHasSeen) {
+  space_->flushes = 5;
+  for (uint64_t i = 0; i < 16; ++i) Promote(*space_, i);
+  space_->flushes = 6;  // between here and the tier's own Flush a block may be chosen to go
+  Promote(*space_, 100);
+  ASSERT_EQ(departed_.size(), 1u);
+  EXPECT_EQ(departed_as_of_, 5u) << "it would be stored in host memory after it was flushed";
 }
 
 TEST_F(GpuTierTest, ADroppedBlockIsNotFoundAgain) {
