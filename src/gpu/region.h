@@ -52,6 +52,9 @@ struct AllocationHandle {
   int fd = -1;                          // kHostFd, kCudaVmm: borrowed; the opener duplicates or maps it
   std::array<std::byte, 64> ipc{};      // kCudaIpc
   uint64_t bytes = 0;                   // as the engine says; compared with the real size
+  // kCudaVmm: mapped right behind the one before. Both are one allocation, of the former's number, as expandable
+  // segments are; planes name the first.
+  bool continues = false;
 };
 using EventHandle = std::array<std::byte, 64>;  // cuIpcGetEventHandle
 using DeviceUuid = std::array<std::byte, 16>;   // cuDeviceGetUuid; all zero: host memory

@@ -144,6 +144,38 @@ TEST_F(CudaRegionTest, ReachesMemoryByDescriptor) {
   close(handle.fd);
 }
 
+// As expandable segments are: many allocations behind one range of addresses.
+TEST_F(CudaRegionTest, PiecesThatContinueEachOtherAreOneAllocation) {
+  std::vector<AllocationHandle> handles = {exporter_->AllocateVmm(2 * kMiB, 0x11), exporter_->AllocateVmm(4 * kMiB, 0x22),
+                                           exporter_->AllocateVmm(2 * kMiB, 0x33), exporter_->AllocateVmm(2 * kMiB, 0x44)};
+  handles[1].continues = handles[2].continues = true;
+  const RegionLayout layout{{{0, kMiB / 2, kMiB, kMiB}, {3, 0, kMiB / 8, kMiB / 8}}, 7};
+  {
+    const auto region = Open(layout, handles);
+    ASSERT_TRUE(region.ok()) << region.status();
+    // Page 1 begins in the first piece and ends in the second.
+    const auto across = Read((*region)->Piece(0, 1), kMiB);
+    EXPECT_EQ(across[kMiB / 2 - 1], std::byte{0x11});
+    EXPECT_EQ(across[kMiB / 2], std::byte{0x22});
+    EXPECT_EQ(Read((*region)->Piece(0, 6), kMiB).back(), std::byte{0x33});
+    EXPECT_EQ(Read((*region)->Piece(1, 6), 64), Bytes(64, 0x44));
+    const auto again = Open(layout, handles);
+    EXPECT_TRUE(again.ok()) << again.status();
+  }
+  RegionLayout behind = layout;
+  behind.n_pages = 8;
+  EXPECT_THAT(Open(behind, handles).status().message(), HasSubstr("plane 0"));
+  RegionLayout inside = layout;
+  inside.planes[0].allocation = 1;
+  EXPECT_THAT(Open(inside, handles).status().message(), HasSubstr("plane 0"));
+  handles[0].continues = true;
+  EXPECT_THAT(Open(layout, handles).status().message(), HasSubstr("allocation 0: nothing is there"));
+  handles[0].continues = false;
+  handles[1].bytes = 8 * kMiB;  // more than it is
+  EXPECT_THAT(Open(layout, handles).status().message(), HasSubstr("allocation 1"));
+  for (const AllocationHandle& handle : handles) close(handle.fd);
+}
+
 TEST_F(CudaRegionTest, TakesEveryLayout) {
   for (const NamedLayout& one : Layouts()) {
     const auto region = Open(one.layout, {exporter_->Allocate(one.bytes, 0x55)});

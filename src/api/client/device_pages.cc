@@ -69,15 +69,20 @@ Result FindExtent(const Wanted& wanted, uint32_t p, CUdeviceptr at, Extent* out)
   return {};
 }
 
-// All of a plane must be memory. *extent: the allocation that it begins in; *whole: it ends there,
-// too.
-Result CheckPlane(const Wanted& wanted, uint32_t p, Extent* extent, bool* whole) {
+// By address.
+using Extents = std::map<CUdeviceptr, Extent>;
+
+// All of a plane must be memory. Adds the allocations that it lies in.
+Result CheckPlane(const Wanted& wanted, uint32_t p, Extents* extents) {
   const terrace_plane& plane = wanted.pages.planes[p];
   const CUdeviceptr begin = Address(plane.base);
   const CUdeviceptr end = begin + plane.stride * (wanted.pages.n_blocks - 1) + plane.bytes;
-  if (Result found = FindExtent(wanted, p, begin, extent); !found.ok()) return found;
-  *whole = end <= extent->base + extent->bytes;
-  Extent last = *extent;
+  Extent last;
+  if (const auto at = extents->upper_bound(begin); at != extents->begin()) last = std::prev(at)->second;
+  if (begin < last.base || begin >= last.base + last.bytes) {
+    if (Result found = FindExtent(wanted, p, begin, &last); !found.ok()) return found;
+    extents->emplace(last.base, last);
+  }
   while (last.base + last.bytes < end) {  // VMM memory is mapped piece by piece
     const CUdeviceptr next = last.base + last.bytes;
     if (!FindExtent(wanted, p, next, &last).ok() || last.base != next) {
@@ -86,6 +91,7 @@ Result CheckPlane(const Wanted& wanted, uint32_t p, Extent* extent, bool* whole)
           "planes[%u] ends %llu bytes behind its allocation: its stride, or n_blocks, is too large",
           p, static_cast<ull>(end - next));
     }
+    extents->emplace(last.base, last);
   }
   return {};
 }
@@ -121,6 +127,27 @@ bool ExportOne(const Driver& driver, const Extent& extent, Region::Allocation* o
   out->said.kind = 1;
   std::memcpy(out->said.ipc, &handle, sizeof(handle));
   return true;
+}
+
+// Exports all. Pieces of VMM memory that adjoin continue each other: the whole is one allocation, by the number of its
+// first piece. runs: those numbers, by the address at which the whole begins.
+void ExportAll(const Driver& driver, const Extents& extents, Region::Source* source,
+               std::map<CUdeviceptr, uint32_t>* runs, std::string* why) {
+  constexpr uint32_t kVmm = 2;
+  CUdeviceptr end = 0;
+  uint32_t kind = 0;
+  for (const auto& [base, extent] : extents) {
+    Region::Allocation allocation;
+    if (!ExportOne(driver, extent, &allocation, why)) return;
+    if (base == end && kind == kVmm && allocation.said.kind == kVmm) {
+      allocation.said.flags = wire::kRegionAllocationContinues;
+    } else {
+      runs->emplace(base, static_cast<uint32_t>(source->allocations.size()));
+    }
+    end = base + extent.bytes;
+    kind = allocation.said.kind;
+    source->allocations.push_back(std::move(allocation));
+  }
 }
 
 }  // namespace
@@ -169,23 +196,10 @@ Result DevicePages::Create(const terrace_device_pages& wanted, std::shared_ptr<D
   }
   Region::Source source;
   source.n_pages = wanted.n_blocks;
-  std::map<CUdeviceptr, uint32_t> allocation_at;
-  std::vector<Extent> extents;
+  Extents extents;
   for (uint32_t p = 0; p < wanted.n_planes; ++p) {
-    Extent extent;
-    bool whole = false;
-    if (Result checked = CheckPlane({*driver, wanted, device}, p, &extent, &whole); !checked.ok())
+    if (Result checked = CheckPlane({*driver, wanted, device}, p, &extents); !checked.ok())
       return checked;
-    if (!whole && why->empty()) {
-      *why = "planes[" + std::to_string(p) +
-             "] lies in several VMM allocations, which no region can name";
-    }
-    const auto [at, is_new] =
-        allocation_at.emplace(extent.base, static_cast<uint32_t>(extents.size()));
-    if (is_new) extents.push_back(extent);
-    const terrace_plane& plane = wanted.planes[p];
-    source.planes.push_back({at->second, 0, Address(plane.base) - extent.base,
-                             std::max(plane.stride, plane.bytes), plane.bytes});
   }
   std::shared_ptr<DevicePages> pages(
       new DevicePages(driver, context, static_cast<CUstream>(wanted.stream)));
@@ -194,10 +208,13 @@ Result DevicePages::Create(const terrace_device_pages& wanted, std::shared_ptr<D
   if (why->empty() && driver->cuDeviceGetUuid(&uuid, device) != CUDA_SUCCESS)
     *why = "the device has no UUID";
   if (why->empty()) std::memcpy(source.device_uuid.data(), uuid.bytes, sizeof(uuid.bytes));
-  for (size_t i = 0; i < extents.size() && why->empty(); ++i) {
-    Region::Allocation allocation;
-    if (ExportOne(*driver, extents[i], &allocation, why))
-      source.allocations.push_back(std::move(allocation));
+  std::map<CUdeviceptr, uint32_t> runs;
+  if (why->empty()) ExportAll(*driver, extents, &source, &runs, why);
+  for (uint32_t p = 0; p < wanted.n_planes && why->empty(); ++p) {
+    const terrace_plane& plane = wanted.planes[p];
+    const auto run = std::prev(runs.upper_bound(Address(plane.base)));
+    source.planes.push_back({run->second, 0, Address(plane.base) - run->first,
+                             std::max(plane.stride, plane.bytes), plane.bytes});
   }
   if (why->empty()) pages->MakeEvents(&source, why);
   if (why->empty()) *region = std::make_shared<Region>(std::move(source));

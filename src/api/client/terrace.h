@@ -224,8 +224,8 @@ typedef struct terrace_device_pages {
  * TERRACE_PAGES_NO_EXPORT's way is taken. The calling thread's current context must be that of the memory.
  * Loads and stores are those of other pages: terrace_load, terrace_store (not the *_pieces ones).
  * FAILED_PRECONDITION: no driver here, or a library built without CUDA. INVALID_ARGUMENT: not GPU memory, of
- * several devices, or outside of its allocation. Memory of several VMM allocations behind one plane is copied by
- * this library. A load or store records an event on the stream, so it must not be called while the stream is being
+ * several devices, or outside of its allocation. Of memory in VMM pieces 250 can be exported at most; more are
+ * copied by this library. A load or store records an event on the stream, so it must not be called while the stream is being
  * captured into a graph. Errors of the GPU: UNAVAILABLE, with the driver's word for it; one that leaves the context
  * of no use is answered from then on without calling the driver again. Call terrace_pages_free before the memory is
  * freed and before the context is destroyed. */

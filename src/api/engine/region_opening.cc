@@ -19,8 +19,9 @@ static_assert(wire::kMaxRegionPlanes == gpu::RegionLayout::kMaxPlanes);
 static_assert(wire::kMaxRegionAllocations == gpu::RegionLayout::kMaxAllocations);
 
 absl::StatusOr<gpu::AllocationHandle> ToHandle(const wire::RegionAllocation& said, bool is_host) {
-  if (said.kind > static_cast<uint32_t>(gpu::HandleKind::kCudaVmm) || said.reserved != 0) {
-    return Malformed(absl::StrCat("RegisterRegion: an allocation of kind ", said.kind));
+  if (said.kind > static_cast<uint32_t>(gpu::HandleKind::kCudaVmm) ||
+      (said.flags & ~wire::kRegionAllocationContinues) != 0) {
+    return Malformed(absl::StrCat("RegisterRegion: an allocation of kind ", said.kind, ", flags ", said.flags));
   }
   gpu::AllocationHandle handle;
   handle.kind = static_cast<gpu::HandleKind>(said.kind);
@@ -30,6 +31,10 @@ absl::StatusOr<gpu::AllocationHandle> ToHandle(const wire::RegionAllocation& sai
                 : "an allocation of host memory in a region of a GPU; leave device_uuid zero");
   }
   handle.bytes = said.bytes;
+  handle.continues = (said.flags & wire::kRegionAllocationContinues) != 0;
+  if (handle.continues && handle.kind != gpu::HandleKind::kCudaVmm) {
+    return absl::InvalidArgumentError("only VMM memory continues an allocation");
+  }
   std::memcpy(handle.ipc.data(), said.ipc, sizeof(said.ipc));
   return handle;
 }

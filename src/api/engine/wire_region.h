@@ -28,9 +28,12 @@ struct RegisterRegion {
   uint32_t reserved;
 };
 static_assert(sizeof(RegisterRegion) == 40);
+// CUDA VMM only: mapped right behind the one before. Both are one allocation of the former's number, as expandable
+// segments are; planes name the first.
+inline constexpr uint32_t kRegionAllocationContinues = 1;
 struct RegionAllocation {
   uint32_t kind;  // 0 host (descriptor), 1 CUDA IPC, 2 CUDA VMM (descriptor)
-  uint32_t reserved;
+  uint32_t flags;  // kRegionAllocation*
   uint64_t bytes;
   uint8_t ipc[64];
 };

@@ -110,6 +110,7 @@ class CudaRegion final : public Region {
     OpenedHandles::Handle ipc{};
     CUmemGenericAllocationHandle vmm = 0;
     bool is_mapped = false;
+    uint64_t reserved_bytes = 0;  // addresses from base on that go with it: for those that continue it, too
   };
   class Opener;
   CudaRegion(std::shared_ptr<CudaDevice> device, RegionLayout layout, std::vector<std::byte*> bases,

@@ -18,6 +18,23 @@ absl::Status Annotated(const absl::Status& status, const std::string& before, co
   return absl::Status(status.code(), absl::StrCat(before, status.message(), after));
 }
 
+// Of allocation i with those that continue it; 0: it continues the one before, and no plane may name it.
+absl::StatusOr<uint64_t> RangeBytes(std::span<const AllocationHandle> allocations, size_t i) {
+  if (allocations[i].continues) {
+    if (i > 0 && allocations[i].kind == HandleKind::kCudaVmm && allocations[i - 1].kind == HandleKind::kCudaVmm) {
+      return 0;
+    }
+    return absl::InvalidArgumentError(absl::StrCat("allocation ", i, ": nothing is there that it could continue"));
+  }
+  uint64_t bytes = allocations[i].bytes;
+  for (size_t next = i + 1; next < allocations.size() && allocations[next].continues; ++next) {
+    if (__builtin_add_overflow(bytes, allocations[next].bytes, &bytes)) {
+      return absl::InvalidArgumentError(absl::StrCat("allocation ", i, ": its pieces' sizes do not add up"));
+    }
+  }
+  return bytes;
+}
+
 }  // namespace
 
 // Opens one allocation or event after the other. Owner: the stack. What was opened is closed again unless it is taken.
@@ -27,7 +44,8 @@ class CudaRegion::Opener {
   ~Opener() { Close(device_, opened_, events_); }
   Opener(const Opener&) = delete;
 
-  absl::Status OpenAllocation(const AllocationHandle& handle) {
+  // range_bytes: of it and of those that continue it; 0: it continues the one before.
+  absl::Status OpenAllocation(const AllocationHandle& handle, uint64_t range_bytes) {
     if (handle.bytes == 0 || handle.bytes > device_.info().total_bytes) {
       return absl::InvalidArgumentError(absl::StrCat(handle.bytes, " bytes on a GPU of ", device_.info().total_bytes));
     }
@@ -35,7 +53,7 @@ class CudaRegion::Opener {
       case HandleKind::kCudaIpc:
         return OpenIpc(handle);
       case HandleKind::kCudaVmm:
-        return OpenVmm(handle);
+        return OpenVmm(handle, range_bytes);
       default:
         return absl::InvalidArgumentError("host memory in a region of GPU memory");
     }
@@ -74,7 +92,7 @@ class CudaRegion::Opener {
     return CheckBytes(handle.bytes);
   }
 
-  absl::Status OpenVmm(const AllocationHandle& handle) {
+  absl::Status OpenVmm(const AllocationHandle& handle, uint64_t range_bytes) {
     CUmemGenericAllocationHandle vmm = 0;
     RETURN_IF_ERROR(device_.CheckForeign(
         driver_.cuMemImportFromShareableHandle(&vmm, reinterpret_cast<void*>(static_cast<intptr_t>(handle.fd)),
@@ -95,14 +113,20 @@ class CudaRegion::Opener {
     if (handle.bytes % unit != 0) {
       return absl::InvalidArgumentError(absl::StrCat(handle.bytes, " bytes; allocations are multiples of ", unit));
     }
-    return MapVmm(handle.bytes);
+    return MapVmm(handle.bytes, range_bytes);
   }
 
   // The driver does not say how large an imported allocation is; it refuses to map more.
-  absl::Status MapVmm(uint64_t bytes) {
+  absl::Status MapVmm(uint64_t bytes, uint64_t range_bytes) {
     Opened& opened = opened_.back();
     CUdeviceptr base = 0;
-    RETURN_IF_ERROR(device_.Check(driver_.cuMemAddressReserve(&base, bytes, 0, 0, 0), "cuMemAddressReserve"));
+    if (range_bytes > 0) {
+      RETURN_IF_ERROR(device_.Check(driver_.cuMemAddressReserve(&base, range_bytes, 0, 0, 0), "cuMemAddressReserve"));
+      opened.reserved_bytes = range_bytes;
+    } else {
+      const Opened& before = opened_[opened_.size() - 2];
+      base = before.base + before.bytes;
+    }
     opened.base = base;
     opened.bytes = bytes;
     RETURN_IF_ERROR(Annotated(device_.CheckForeign(driver_.cuMemMap(base, bytes, 0, opened.vmm, 0), "cuMemMap"),
@@ -158,7 +182,7 @@ void CudaRegion::Close(CudaDevice& device, std::span<const Opened> opened, std::
     }
     if (one->is_mapped) driver.cuMemUnmap(one->base, one->bytes);
     driver.cuMemRelease(one->vmm);
-    if (one->base != 0) driver.cuMemAddressFree(one->base, one->bytes);
+    if (one->reserved_bytes != 0) driver.cuMemAddressFree(one->base, one->reserved_bytes);
   }
 }
 
@@ -179,8 +203,11 @@ absl::StatusOr<std::shared_ptr<CudaRegion>> CudaRegion::Open(std::shared_ptr<Cud
   std::vector<uint64_t> sizes;
   std::vector<std::byte*> bases;
   for (size_t i = 0; i < allocations.size(); ++i) {
-    RETURN_IF_ERROR(Annotated(opener.OpenAllocation(allocations[i]), absl::StrCat("allocation ", i, ": ")));
-    sizes.push_back(opener.opened().back().bytes);
+    ASSIGN_OR_RETURN(const uint64_t range_bytes, RangeBytes(allocations, i));
+    RETURN_IF_ERROR(
+        Annotated(opener.OpenAllocation(allocations[i], range_bytes), absl::StrCat("allocation ", i, ": ")));
+    const bool is_range = allocations[i].kind == HandleKind::kCudaVmm;
+    sizes.push_back(is_range ? range_bytes : opener.opened().back().bytes);
     bases.push_back(AsPointer(opener.opened().back().base));
   }
   RETURN_IF_ERROR(layout.Validate(sizes));

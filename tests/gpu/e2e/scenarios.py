@@ -30,7 +30,7 @@ class Setting(NamedTuple):
 
     @property
     def copied_by_daemon(self) -> bool:
-        return self.memory in ("host", "cuda:ipc", "cuda:vmm", "torch:ipc")
+        return self.memory in ("host", "cuda:ipc", "cuda:vmm", "cuda:pieces", "torch:ipc")
 
 
 def expect(condition: bool, text: str, *facts: Any) -> None:
