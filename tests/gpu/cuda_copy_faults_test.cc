@@ -399,6 +399,7 @@ TEST_F(CudaCopyFaults, BatchesThatWereGivenUpKeepNoGate) {
   // Another event that is late, but comes: batches have gates again (once their streams have seen the first event).
   const uint64_t before = softcuda_.Counter("cuStreamWaitEvent");
   const auto waits = [&] { return softcuda_.Counter("cuStreamWaitEvent") - before; };
+  int copied = 0;
   for (int round = 0; round < 300 && waits() < 50; ++round) {
     memory_->memory().HoldThenWrite(4, 0, 0, std::vector<std::byte>(16));
     CopyBatch batch = Store({2});
@@ -413,9 +414,13 @@ TEST_F(CudaCopyFaults, BatchesThatWereGivenUpKeepNoGate) {
     TERRACE_RUN_BATCH(engine_, other, ended);
     memory_->memory().Release();
     ASSERT_TRUE(outcome.Wait());
+    // On a machine that has other things to do the event may come too late for the deadline of this test.
+    if (absl::IsDeadlineExceeded(outcome.status())) continue;
     ASSERT_EQ(outcome.intact_count(), 1u) << outcome.status();
+    ++copied;
   }
   EXPECT_GE(waits(), 50u);
+  EXPECT_GE(copied, 10);
 }
 
 TEST_F(CudaCopyFaults, TheEndCancelsWhatWaitsForAnEvent) {

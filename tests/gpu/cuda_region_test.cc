@@ -146,8 +146,9 @@ TEST_F(CudaRegionTest, ReachesMemoryByDescriptor) {
 
 // As expandable segments are: many allocations behind one range of addresses.
 TEST_F(CudaRegionTest, PiecesThatContinueEachOtherAreOneAllocation) {
-  std::vector<AllocationHandle> handles = {exporter_->AllocateVmm(2 * kMiB, 0x11), exporter_->AllocateVmm(4 * kMiB, 0x22),
-                                           exporter_->AllocateVmm(2 * kMiB, 0x33), exporter_->AllocateVmm(2 * kMiB, 0x44)};
+  std::vector<AllocationHandle> handles = {
+      exporter_->AllocateVmm(2 * kMiB, 0x11), exporter_->AllocateVmm(4 * kMiB, 0x22),
+      exporter_->AllocateVmm(2 * kMiB, 0x33), exporter_->AllocateVmm(2 * kMiB, 0x44)};
   handles[1].continues = handles[2].continues = true;
   const RegionLayout layout{{{0, kMiB / 2, kMiB, kMiB}, {3, 0, kMiB / 8, kMiB / 8}}, 7};
   {

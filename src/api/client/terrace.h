@@ -225,10 +225,10 @@ typedef struct terrace_device_pages {
  * Loads and stores are those of other pages: terrace_load, terrace_store (not the *_pieces ones).
  * FAILED_PRECONDITION: no driver here, or a library built without CUDA. INVALID_ARGUMENT: not GPU memory, of
  * several devices, or outside of its allocation. Of memory in VMM pieces 250 can be exported at most; more are
- * copied by this library. A load or store records an event on the stream, so it must not be called while the stream is being
- * captured into a graph. Errors of the GPU: UNAVAILABLE, with the driver's word for it; one that leaves the context
- * of no use is answered from then on without calling the driver again. Call terrace_pages_free before the memory is
- * freed and before the context is destroyed. */
+ * copied by this library. A load or store records an event on the stream, so it must not be called while the
+ * stream is being captured into a graph. Errors of the GPU: UNAVAILABLE, with the driver's word for it; one that
+ * leaves the context of no use is answered from then on without calling the driver again. Call
+ * terrace_pages_free before the memory is freed and before the context is destroyed. */
 TERRACE_EXPORT terrace_status terrace_device_pages_register(terrace_client*, const terrace_device_pages*,
                                                             terrace_pages** pages);
 

@@ -60,8 +60,23 @@ struct Posted {
   std::shared_ptr<Comm> comm;
   std::vector<Operation> operations;
 };
+// What is posted stands here until it is run: on a device that breaks it never is. Never destroyed.
+struct Posts {
+  std::mutex mu;
+  std::map<void*, std::unique_ptr<Posted>> all;
+};
+Posts& AllPosts() {
+  static auto* const posts = new Posts;
+  return *posts;
+}
+std::unique_ptr<Posted> TakePosted(void* data) {
+  Posts& posts = AllPosts();
+  const std::lock_guard lock(posts.mu);
+  auto node = posts.all.extract(data);
+  return node.empty() ? nullptr : std::move(node.mapped());
+}
 void CUDA_CB RunPosted(void* data) {
-  const std::unique_ptr<Posted> posted(static_cast<Posted*>(data));
+  const std::unique_ptr<Posted> posted = TakePosted(data);
   Transfer(*posted->comm, posted->operations);
 }
 
@@ -195,10 +210,16 @@ ncclResult_t ncclGroupEnd() {
   posted->comm = std::exchange(group.comm, nullptr);
   posted->operations = std::exchange(group.operations, {});
   posted->comm->busy_polls = 3;
-  if (cuLaunchHostFunc(reinterpret_cast<CUstream>(group.stream), softnccl::RunPosted, posted.get()) != CUDA_SUCCESS) {
+  softnccl::Posted* const data = posted.get();
+  {
+    softnccl::Posts& posts = softnccl::AllPosts();
+    const std::lock_guard lock(posts.mu);
+    posts.all[data] = std::move(posted);
+  }
+  if (cuLaunchHostFunc(reinterpret_cast<CUstream>(group.stream), softnccl::RunPosted, data) != CUDA_SUCCESS) {
+    softnccl::TakePosted(data);
     return ncclUnhandledCudaError;
   }
-  (void)posted.release();  // RunPosted's
   return ncclInProgress;
 }
 
