@@ -102,7 +102,7 @@ sanitizer_suite() {
   build "$preset" "$preset" || return 0
   step "Unit and contract tests under $text"
   ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1 \
-    UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
+    UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS="halt_on_error=1:second_deadlock_stack=1:suppressions=$ROOT/tests/tsan_suppressions.txt" \
     run_ctest "$preset" "build/$preset" -L 'unit|contract'
 }
 

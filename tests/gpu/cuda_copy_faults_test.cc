@@ -1,9 +1,12 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
 // CudaCopyEngine when the GPU or its driver fails: on softcuda, which can be told to.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <map>
+#include <thread>
 
 #include "contract/copy_engine_fixture.h"
 #include "gpu/cuda_copy_rig.h"
@@ -119,6 +122,36 @@ TEST_F(CudaCopyFaults, ABitThatTurnsOverInAStoreIsFoundByTheLoad) {
   }
 }
 
+// Whichever copy it is in, of the store or of the load: what counts as intact is what the pages held at first.
+TEST_F(CudaCopyFaults, ABitThatTurnsOverIsFoundWithoutKernels) {
+  for (const bool is_pinned : {true, false}) {
+    int found = 0;
+    for (int nth = 1; nth <= 24; ++nth) {
+      SCOPED_TRACE(::testing::Message() << (is_pinned ? "pinned" : "bounced") << ", copy " << nth);
+      Begin({.is_pinned = is_pinned, .has_kernels = false});
+      std::vector<std::vector<std::byte>> before;
+      for (const uint64_t page : {3, 1, 7}) before.push_back(memory_->ModelPage(named_.layout, page));
+      softcuda_.FlipBit(nth);
+      CopyBatch store = Store();
+      Outcome stored, loaded;
+      TERRACE_RUN_BATCH(engine_, store, stored);
+      CopyBatch load = Store();
+      load.direction = Direction::kLoad;
+      for (size_t i = 0; i < 3; ++i) load.pages[i].checksums = stored.pages()[i].checksums;
+      TERRACE_RUN_BATCH(engine_, load, loaded);
+      found += loaded.intact_count() < 3;
+      for (size_t i = 0; i < 3; ++i) {
+        const uint64_t page = loaded.pages()[i].page;
+        memory_->AdoptPage(named_.layout, page);
+        if (loaded.pages()[i].intact) {
+          EXPECT_TRUE(memory_->ModelPage(named_.layout, page) == before[i]) << "a wrong byte";
+        }
+      }
+    }
+    EXPECT_GT(found, 10) << "the flips were not there";
+  }
+}
+
 TEST_F(CudaCopyFaults, ACopyThatHangsFencesTheDevice) {
   Begin({}, 100'000'000);
   softcuda_.Hang(true);
@@ -157,6 +190,22 @@ TEST_F(CudaCopyFaults, ACopyThatHangsFencesTheDevice) {
   static auto* const lost = new std::vector<std::shared_ptr<void>>;
   *lost = {rig_, memory_, region_, frames_};
   softcuda_.Hang(false);
+}
+
+TEST_F(CudaCopyFaults, AGpuThatHangsBeforeAnEnginesEventIsFencedToo) {
+  Begin({}, 100'000'000);
+  memory_->memory().HoldThenWrite(3, 0, 0, std::vector<std::byte>(16));
+  softcuda_.Hang(true);
+  CopyBatch batch = Store();
+  batch.after_event = 3;
+  Outcome outcome;
+  TERRACE_RUN_BATCH(engine_, batch, outcome);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(outcome.status())) << outcome.status();
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (engine_->Stats().health.empty() && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+  EXPECT_THAT(engine_->Stats().health, ::testing::HasSubstr("has done nothing"));
+  softcuda_.Hang(false);
+  memory_->memory().Release();
 }
 
 TEST_F(CudaCopyFaults, AStickyErrorEndsAllBatches) {

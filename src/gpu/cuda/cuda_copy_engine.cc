@@ -45,7 +45,7 @@ absl::Status CudaCopyEngine::Start(std::optional<CopyMeans> only) {
   {
     const ScopedContext context(device_->driver(), device_->context());
     RETURN_IF_ERROR(device_->Check(context.result(), "cuCtxPushCurrent"));
-    gates_ = std::make_unique<CudaCopyGates>(*device_);
+    ASSIGN_OR_RETURN(gates_, CudaCopyGates::Make(*device_));
     LoadKernels();
     RETURN_IF_ERROR(MakeAllLanes());
   }

@@ -85,6 +85,7 @@ class CudaCopyEngine final : public CopyEngine {
   void EndAll();
   void End(std::unique_ptr<CudaCopyTicket> ticket, const absl::Status& status, bool frames_lost);
   void EndWaiting(Waiting waiting, const absl::Status& status);
+  void SayFailed(uint64_t failed, const absl::Status& status) const;
   void CountBegun(Direction direction);
   void CountEnded();
   bool IsIdle() const;

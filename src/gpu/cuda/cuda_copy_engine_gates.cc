@@ -5,8 +5,38 @@
 
 namespace terrace::gpu {
 
+constexpr size_t kProbeBytes = 256;
+
+absl::StatusOr<std::unique_ptr<CudaCopyGates>> CudaCopyGates::Make(CudaDevice& device) {
+  std::unique_ptr<CudaCopyGates> gates(new CudaCopyGates(device));
+  const Driver& driver = device.driver();
+  RETURN_IF_ERROR(device.Check(driver.cuStreamCreateWithPriority(&gates->probe_stream_, CU_STREAM_NON_BLOCKING, 0),
+                               "cuStreamCreateWithPriority"));
+  // Without it nobody is told of a GPU that hangs before an engine's event.
+  if (driver.cuMemAlloc(&gates->probe_memory_, kProbeBytes) != CUDA_SUCCESS) gates->probe_memory_ = 0;
+  return gates;
+}
+
+void CudaCopyGates::BeginProbe(int64_t now_ns) {
+  if (is_probing() || probe_memory_ == 0) return;
+  const CUresult result = device_.driver().cuMemsetD8Async(probe_memory_, 0, kProbeBytes, probe_stream_);
+  if (device_.Check(result, "cuMemsetD8Async").ok()) probe_since_ns_ = now_ns;
+}
+
+bool CudaCopyGates::ProbeHangs(int64_t now_ns, int64_t deadline_ns) {
+  if (!is_probing()) return false;
+  const CUresult result = device_.driver().cuStreamQuery(probe_stream_);
+  if (result == CUDA_ERROR_NOT_READY) return now_ns - probe_since_ns_ > deadline_ns;
+  (void)device_.Check(result, "cuStreamQuery");
+  probe_since_ns_ = -1;
+  return false;
+}
+
 CudaCopyGates::~CudaCopyGates() {
   if (device_.fenced()) return;
+  // A probe under way: the GPU may hang, and freeing would wait for it.
+  if (probe_memory_ != 0 && !is_probing()) device_.driver().cuMemFree(probe_memory_);
+  if (probe_stream_ != nullptr) device_.driver().cuStreamDestroy(probe_stream_);
   // A stream that still waits for an engine is released by the driver when the event comes.
   for (const auto& gate : gates_) device_.driver().cuStreamDestroy(gate->stream);
 }

@@ -26,7 +26,8 @@ class CudaCopyGates {
     bool is_given_up = false;  // its event may still come
   };
 
-  explicit CudaCopyGates(CudaDevice& device) : device_(device) {}
+  // Makes what the probe needs: of a GPU that hangs nothing can be had.
+  static absl::StatusOr<std::unique_ptr<CudaCopyGates>> Make(CudaDevice& device);
   ~CudaCopyGates();  // as CudaCopyLane's
   CudaCopyGates(const CudaCopyGates&) = delete;
 
@@ -36,11 +37,21 @@ class CudaCopyGates {
   bool Poll(Gate* gate);
   void GiveUp(Gate* gate) { gate->is_given_up = true; }
 
+  // An engine's event that does not come may be the engine's fault or the GPU's: a little work tells.
+  void BeginProbe(int64_t now_ns);
+  bool is_probing() const { return probe_since_ns_ >= 0; }
+  // True: the GPU has not done it within deadline_ns.
+  bool ProbeHangs(int64_t now_ns, int64_t deadline_ns);
+
  private:
+  explicit CudaCopyGates(CudaDevice& device) : device_(device) {}
   Gate* FindFree();
 
   CudaDevice& device_;
   std::vector<std::unique_ptr<Gate>> gates_;
+  CUstream probe_stream_ = nullptr;
+  CUdeviceptr probe_memory_ = 0;
+  int64_t probe_since_ns_ = -1;
 };
 
 }  // namespace terrace::gpu

@@ -2,10 +2,14 @@
 #include "gpu/cuda/cuda_copy_engine_lane.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "gpu/cuda/kernels/segment_copy.h"
 #include "kvstore/base/block_copy.h"
+#include "kvstore/base/clock.h"
+#include "kvstore/base/log.h"
 #include "kvstore/base/status_macros.h"
 
 namespace terrace::gpu {
@@ -17,6 +21,7 @@ constexpr uint64_t kTableBytes =
 constexpr uint64_t kTableInPlaceBytes = 2048;
 constexpr uint64_t kBlockAlignment = 16;  // in staging and buffers: what kernels load at once
 constexpr uint32_t kMinKernelThreads = 128;
+constexpr int64_t kLongestCloseNs = 2'000'000'000;  // of a GPU that does nothing any more
 
 uint64_t AlignUp(uint64_t value) { return (value + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment; }
 
@@ -54,7 +59,7 @@ absl::Status CudaCopyLane::AllocateBounce() {
   if (bounce_ != nullptr) return absl::OkStatus();
   const Driver& driver = device_.driver();
   void* memory = nullptr;
-  RETURN_IF_ERROR(device_.Check(driver.cuMemHostAlloc(&memory, options_.chunk_bytes,
+  RETURN_IF_ERROR(device_.Check(driver.cuMemHostAlloc(&memory, BounceBytes(),
                                                       CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
                                 "cuMemHostAlloc"));
   const absl::Status status =
@@ -67,17 +72,29 @@ absl::Status CudaCopyLane::AllocateBounce() {
   return absl::OkStatus();
 }
 
+// Freeing waits for all that the GPU still has to do, so a GPU that hangs is found out first.
+bool CudaCopyLane::IsIdle() {
+  if (stream_ == nullptr) return true;
+  const int64_t deadline_ns = Clock::Real()->NowNs() + kLongestCloseNs;
+  while (device_.driver().cuStreamQuery(stream_) == CUDA_ERROR_NOT_READY) {
+    if (Clock::Real()->NowNs() > deadline_ns) {
+      device_.Fence(absl::DeadlineExceededError("the GPU did not end its work when its copy engine was closed"));
+      return false;
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+  return true;
+}
+
 CudaCopyLane::~CudaCopyLane() {
   if (device_.fenced()) return;
   const Driver& driver = device_.driver();
-  if (staging_ != 0) {
-    driver.cuMemsetD8Async(staging_, 0, options_.staging_bytes, stream_);
-    driver.cuStreamSynchronize(stream_);
-    driver.cuMemFree(staging_);
-  }
+  if (staging_ != 0) driver.cuMemsetD8Async(staging_, 0, options_.staging_bytes, stream_);
+  if (!IsIdle()) return;
+  if (staging_ != 0) driver.cuMemFree(staging_);
   if (device_table_ != 0) driver.cuMemFree(device_table_);
   if (bounce_ != nullptr) {
-    std::memset(bounce_, 0, options_.chunk_bytes);
+    std::memset(bounce_, 0, BounceBytes());
     driver.cuMemFreeHost(bounce_);
   }
   if (table_ != nullptr) driver.cuMemFreeHost(table_);
@@ -89,8 +106,7 @@ absl::Status CudaCopyLane::Begin(CudaCopyTicket* ticket, size_t chunk, CopyMeans
   chunk_ = chunk;
   means_ = means;
   begun_ns_ = now_ns;
-  reads_back_ = !kernels_ && ticket->batch.frames_on_device;
-  if (ticket->frames.bounced || reads_back_) RETURN_IF_ERROR(AllocateBounce());
+  if (ticket->frames.bounced || !kernels_) RETURN_IF_ERROR(AllocateBounce());
   LayOut();
   return Enqueue();
 }
@@ -125,7 +141,7 @@ absl::Status CudaCopyLane::Enqueue() {
       return is_load ? Launch(kernels_.scatter) : absl::OkStatus();
     case CopyMeans::kCopyEngine:
       RETURN_IF_ERROR(CopyRuns(false));
-      if (!kernels_) return reads_back_ ? ReadBack() : absl::OkStatus();
+      if (!kernels_) return ReadBack();
       RETURN_IF_ERROR(UploadTable(false));
       return Launch(kernels_.checksum);
   }
@@ -199,23 +215,29 @@ absl::Status CudaCopyLane::CopyRuns(bool from_staging) {
     ops_.clear();
     for (uint32_t b = 0; b < chunk.n_blocks; ++b) AddRun(ops_, staging_ + offsets_[b], contiguous_[b], bytes);
   } else {
-    // Rows are found along the pages or along the planes: whichever makes fewer copies.
-    ListPieces(false, &ops_);
-    if (ops_.size() > chunk.n_blocks || (chunk.n_blocks > 1 && ops_.size() == chunk.n_blocks)) {
-      ListPieces(true, &other_ops_);
-      if (other_ops_.size() < ops_.size()) ops_.swap(other_ops_);
-    }
+    ListRuns();
   }
   return Copy(ops_, !ticket_->is_load());
 }
 
-// Frames on the GPU and no kernels: the processor needs a copy to compute checksums.
-absl::Status CudaCopyLane::ReadBack() {
+// Rows are found along the pages or along the planes: whichever makes fewer copies.
+void CudaCopyLane::ListRuns() {
   const CopyChunk& chunk = ticket_->chunks()[chunk_];
-  const uint64_t bytes = ticket_->End(chunk) - ticket_->Begin(chunk);
-  ops_.clear();
-  for (uint32_t b = 0; b < chunk.n_blocks; ++b) AddRun(ops_, contiguous_[b], bounce_address_ + offsets_[b], bytes);
-  return Copy(ops_, true);
+  ListPieces(false, &ops_);
+  if (ops_.size() > chunk.n_blocks || (chunk.n_blocks > 1 && ops_.size() == chunk.n_blocks)) {
+    ListPieces(true, &other_ops_);
+    if (other_ops_.size() < ops_.size()) ops_.swap(other_ops_);
+  }
+}
+
+// No kernels: the processor computes the checksums of the pages as they are read once more.
+absl::Status CudaCopyLane::ReadBack() {
+  std::vector<uint64_t> places;
+  for (const uint64_t offset : offsets_) places.push_back(bounce_address_ + options_.chunk_bytes + offset);
+  contiguous_.swap(places);
+  ListRuns();
+  contiguous_.swap(places);
+  return Copy(ops_, /*to_frames=*/true);
 }
 
 absl::Status CudaCopyLane::Copy(std::vector<CopyOp>& ops, bool to_frames) {
@@ -246,14 +268,18 @@ absl::Status CudaCopyLane::CopySingles(const std::vector<CopyOp>& ops, bool to_f
     sizes_.push_back(op.bytes);
   }
   const Driver& driver = device_.driver();
-  if (driver.cuMemcpyBatchAsync != nullptr && sizes_.size() > 1) {
+  if (driver.cuMemcpyBatchAsync != nullptr && sizes_.size() > 1 && !refuses_batches_) {
     CUmemcpyAttributes attributes = {};
     attributes.srcAccessOrder = CU_MEMCPY_SRC_ACCESS_ORDER_STREAM;
     attributes.flags = CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE;
     size_t first = 0;
-    return device_.Check(driver.cuMemcpyBatchAsync(targets_.data(), sources_.data(), sizes_.data(), sizes_.size(),
-                                                   &attributes, &first, 1, stream_),
-                         "cuMemcpyBatchAsync");
+    const CUresult result = driver.cuMemcpyBatchAsync(targets_.data(), sources_.data(), sizes_.data(), sizes_.size(),
+                                                      &attributes, &first, 1, stream_);
+    if (result == CUDA_SUCCESS || Driver::IsSticky(result)) return device_.Check(result, "cuMemcpyBatchAsync");
+    // One by one, now and from now on: twice the same bytes to the same place do no harm.
+    refuses_batches_ = true;
+    Log(LogLevel::kWarning, "gpu_batch_copies_refused",
+        {{"gpu", device_.info().name}, {"reason", driver.Explain(result)}, {"effect", "small copies are slower"}});
   }
   for (size_t i = 0; i < sizes_.size(); ++i) {
     RETURN_IF_ERROR(
@@ -274,8 +300,7 @@ void CudaCopyLane::ChecksumOnHost() {
   const uint64_t begin = ticket_->Begin(chunk), bytes = ticket_->End(chunk) - begin;
   for (uint32_t b = 0; b < chunk.n_blocks; ++b) {
     const PageCopy& page = ticket_->batch.pages[chunk.first_block + b];
-    std::byte* const at = ticket_->frames.bounced || reads_back_ ? bounce_ + offsets_[b] : page.frame + begin;
-    const Piece source{at, bytes};
+    const Piece source{bounce_ + options_.chunk_bytes + offsets_[b], bytes};
     CopyBlock({&source, 1}, {}, page.identity_seed + chunk.first_segment * kSegmentSeedStep, CopyCheck::kCompute,
               {checksums_ + size_t{b} * chunk.n_segments, chunk.n_segments}, CopyStores::kCached);
   }

@@ -29,8 +29,7 @@ struct CudaCopyKernels {
 // Checksums. A store's are those of the bytes that a kernel read from the pages, which are compared when the block is
 // loaded: what goes wrong on the way to the frame is found then, and what the engine writes meanwhile, too. A load's
 // are of the very bytes that a kernel wrote to the pages (or, copied by DMA, of the pages read again). Without kernels
-// the processor computes both over the frame, after the copy: rotten frames are found, but a bit that turns over on
-// the link or in the GPU, which have checks of their own, is not.
+// the processor computes both, over the pages as it reads them once more after the copy: half as fast, as safe.
 //
 // Staging and buffers change batches, so regions and tenants. Of a chunk's bytes there each is written before it is
 // read, by an operation before it in the same stream over the same range; where that operation cannot be enqueued the
@@ -77,11 +76,15 @@ class CudaCopyLane {
   absl::Status UploadTable(bool pages_to_staging);
   absl::Status Launch(CUfunction kernel);
   absl::Status CopyRuns(bool from_staging);
+  void ListRuns();
   absl::Status ReadBack();
   absl::Status Copy(std::vector<CopyOp>& ops, bool to_frames);
   absl::Status CopySingles(const std::vector<CopyOp>& ops, bool to_frames);
   void ListPieces(bool plane_after_plane, std::vector<CopyOp>* ops) const;
   void ChecksumOnHost();
+  bool IsIdle();
+  // A chunk of frames that are not pinned, and, without kernels, the chunk's pages read back.
+  uint64_t BounceBytes() const { return options_.chunk_bytes * (kernels_ ? 1 : 2); }
 
   CudaDevice& device_;
   const CudaCopyKernels& kernels_;
@@ -98,7 +101,7 @@ class CudaCopyLane {
   size_t chunk_ = 0;
   CopyMeans means_ = CopyMeans::kCopyEngine;
   int64_t begun_ns_ = 0;
-  bool reads_back_ = false;             // frames on the GPU, checksums by the processor
+  bool refuses_batches_ = false;        // the driver has cuMemcpyBatchAsync, and does not want it here
   std::vector<uint64_t> offsets_;       // of the chunk's blocks in staging and buffers
   std::vector<uint64_t> contiguous_;    // address of the chunk's bytes of each block outside the pages
   CopyTable kernel_table_{};

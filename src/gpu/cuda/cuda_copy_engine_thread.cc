@@ -4,6 +4,7 @@
 #include <sys/prctl.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <utility>
 
@@ -46,6 +47,10 @@ void CudaCopyEngine::Run() {
     const int64_t now_ns = NowNs();
     bool happened = false;
     for (Side& side : sides_) happened |= Step(side, now_ns);
+    if (!device_->fenced() && gates_->ProbeHangs(now_ns, options_.batch_deadline_ns)) {
+      device_->Fence(absl::DeadlineExceededError(
+          absl::StrCat("the GPU has done nothing for ", options_.batch_deadline_ns / 1'000'000, " ms")));
+    }
     if (device_->fenced()) EndAll();
     if (happened) last_event_ns = NowNs();
     Rest(NowNs() - last_event_ns);
@@ -73,7 +78,7 @@ bool CudaCopyEngine::IsIdle() const {
 }
 
 void CudaCopyEngine::Rest(int64_t quiet_ns) {
-  const bool idle = IsIdle();
+  const bool idle = IsIdle() && !gates_->is_probing();
   if (quiet_ns < kSpinNs) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -157,6 +162,7 @@ absl::Status CudaCopyEngine::TryPass(Waiting& waiting, int64_t now_ns) {
     }
   }
   if (!waiting.passed && now_ns - waiting.since_ns > options_.batch_deadline_ns) {
+    gates_->BeginProbe(now_ns);
     return absl::DeadlineExceededError("the engine's event did not come; nothing was copied");
   }
   return absl::OkStatus();
@@ -268,17 +274,29 @@ void CudaCopyEngine::EndAll() {
   }
 }
 
+// At each power of two: a driver that refuses everything does not fill the log.
+void CudaCopyEngine::SayFailed(uint64_t failed, const absl::Status& status) const {
+  if (!std::has_single_bit(failed) || absl::IsCancelled(status)) return;
+  Log(LogLevel::kWarning, "gpu_batch_failed",
+      {{"gpu", device_->info().name},
+       {"reason", status.message()},
+       {"failed_so_far", failed},
+       {"effect", "blocks of these batches are misses"}});
+}
+
 void CudaCopyEngine::End(std::unique_ptr<CudaCopyTicket> ticket, const absl::Status& status, bool frames_lost) {
+  uint64_t failed = 0;
   {
     MutexLock lock(&mu_);
     ++(ticket->is_load() ? stats_.load_batches : stats_.store_batches);
-    if (!status.ok()) ++stats_.failed_batches;
+    if (!status.ok()) failed = ++stats_.failed_batches;
     if (frames_lost) stats_.lost_frames += ticket->batch.pages.size();
   }
   if (frames_lost) {
     Log(LogLevel::kError, "gpu_frames_lost",
         {{"gpu", device_->info().name}, {"frames", ticket->batch.pages.size()}, {"reason", status.message()}});
   }
+  SayFailed(failed, status);
   ticket->End(status, frames_lost);
   ticket.reset();  // what it holds is let go before it counts as ended
   CountEnded();
@@ -287,11 +305,13 @@ void CudaCopyEngine::End(std::unique_ptr<CudaCopyTicket> ticket, const absl::Sta
 void CudaCopyEngine::EndWaiting(Waiting waiting, const absl::Status& status) {
   if (waiting.gate != nullptr) gates_->GiveUp(waiting.gate);
   CountBegun(waiting.batch.direction);
+  uint64_t failed;
   {
     MutexLock lock(&mu_);
     ++(waiting.batch.direction == Direction::kLoad ? stats_.load_batches : stats_.store_batches);
-    ++stats_.failed_batches;
+    failed = ++stats_.failed_batches;
   }
+  SayFailed(failed, status);
   for (PageCopy& page : waiting.batch.pages) page.intact = false;
   waiting.batch.frames_lost = false;
   waiting.batch.done(waiting.batch, EndOf(status));

@@ -167,7 +167,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* handle, int n_ranks, ncclUniqueI
   const auto& [text] = id;
   comm->address = text;
   *handle = reinterpret_cast<ncclComm_t>(comm.get());
-  comm->init = std::thread([raw = comm.get()] { softnccl::Connect({std::shared_ptr<void>(), raw}); });
+  std::thread([comm] { softnccl::Connect(comm); }).detach();  // ends with the connection or with ncclCommAbort
   softnccl::State& s = softnccl::Get();
   const std::lock_guard lock(s.mu);
   s.comms[*handle] = std::move(comm);

@@ -33,7 +33,6 @@ struct Comm {
   std::atomic<int> busy_polls{0};  // ncclCommGetAsyncError says "in progress" so often
   std::atomic<bool> aborted{false};
   std::atomic<long> groups{0}, received{0};
-  std::thread init;
 };
 // Connects the pair; sets async. On the init thread.
 void Connect(const std::shared_ptr<Comm>& comm);

@@ -142,7 +142,6 @@ void Transfer(Comm& comm, const std::vector<Operation>& operations) {
 }
 
 Comm::~Comm() {
-  if (init.joinable()) init.join();
   if (socket >= 0) close(socket);
 }
 
