@@ -35,7 +35,7 @@ RegionMover::RegionMover(const Options& options, const Parts& parts, MetricRegis
       gpu_tiers_.back() = *std::move(tier);
     } else {
       Log(LogLevel::kError, "gpu_tier_off",
-          {{"gpu", device}, {"why", tier.status().message()}, {"mend", "lower gpu.tier_bytes, or free memory there"}});
+          {{"gpu", device}, {"why", tier.status().message()}, {"mend", "change gpu.tier_bytes, or free memory there"}});
     }
   }
 }

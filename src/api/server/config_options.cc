@@ -305,7 +305,9 @@ std::vector<ConfigOption> MakeOptions() {
       {"gpu.staging_bytes", "size", "Memory of each GPU for gathering small pages into large copies. 0: none.",
        [](tv t, Config* c) { return SetSize(t, 0, &c->stack.gpu_options.staging_bytes); },
        [](const Config& c) { return FormatSize(c.stack.gpu_options.staging_bytes); }},
-      {"gpu.max_sms", "number", "Multiprocessors of a GPU that copying small pages may use at a time.",
+      {"gpu.max_sms", "number",
+       "Multiprocessors of a GPU that copying small pages may use at a time. 0: no kernels, the processor computes "
+       "checksums.",
        [](tv t, Config* c) { return SetUint(t, 0, 1024, &c->stack.gpu_options.max_sms); },
        [](const Config& c) { return absl::StrCat(c.stack.gpu_options.max_sms); }},
       {"gpu.batch_deadline", "duration", "A GPU that has not ended a copy by then is put out of service.",
