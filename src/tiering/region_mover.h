@@ -122,6 +122,7 @@ class RegionMover {
   void Quarantine(uint64_t bytes, const absl::Status& why);
   static Reason ReasonOf(const absl::Status& batch_status);
 
+  void PostPlan(Stores store);
   void PlanStore(const Stores& store);
   void PlanBlock(StoreOperation* store, size_t i, gpu::CopyBatch* batch);
   void SubmitStore(const Stores& store, gpu::CopyBatch batch);

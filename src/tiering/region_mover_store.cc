@@ -66,14 +66,7 @@ absl::Status RegionMover::Store(kv::TenantId tenant, std::shared_ptr<Share> shar
     return begun;
   }
   store->share = std::move(share);
-  BeginBusy();
-  worker_->Post(
-      [this, store = store]() mutable {
-        PlanStore(store);
-        store.reset();  // whoever waits finds nothing held
-        EndBusy();
-      },
-      false);
+  PostPlan(std::move(store));
   return absl::OkStatus();
 }
 
@@ -97,9 +90,13 @@ void RegionMover::Demote(uint32_t device, GpuTier::Departure departure) {
   store->frames = {kNoFrame};
   if (stopped_.load(std::memory_order_relaxed)) return AnswerStore(store);
   store->reasons = {Reason::kNone};
+  PostPlan(std::move(store));
+}
+
+void RegionMover::PostPlan(Stores store) {
   BeginBusy();
   worker_->Post(
-      [this, store = store]() mutable {
+      [this, store = std::move(store)]() mutable {
         PlanStore(store);
         store.reset();  // whoever waits finds nothing held
         EndBusy();

@@ -230,19 +230,23 @@ bool StreamCopier::Advance(Chunk* chunk) {
   return false;
 }
 
+// The chunk's keys, and its buffer as the blocks' memory.
+Result StreamCopier::PlaceInBuffer(const Chunk& chunk, Op::Work* work) {
+  const auto first = chunk.op->work.keys.begin() + chunk.begin;
+  const uint64_t block_bytes = work->key_space->block_bytes();
+  work->keys.assign(first, first + chunk.count);
+  const std::vector<uint32_t> counts(chunk.count, 1);
+  std::vector<terrace_piece> pieces;
+  for (uint32_t k = 0; k < chunk.count; ++k)
+    pieces.push_back({chunk.buffer->data + k * block_bytes, block_bytes});
+  return BlockMemory::FromPieces(pieces.data(), counts.data(), chunk.count, block_bytes,
+                                 &work->memory);
+}
+
 Result StreamCopier::SubmitStore(Chunk* chunk) {
   const DeviceOp& op = *chunk->op;
-  const uint64_t block_bytes = op.work.key_space->block_bytes();
   Op::Work work{.key_space = op.work.key_space, .opened = op.work.opened, .stats = inner_stats_};
-  work.keys.assign(op.work.keys.begin() + chunk->begin,
-                   op.work.keys.begin() + chunk->begin + chunk->count);
-  const std::vector<uint32_t> counts(chunk->count, 1);
-  std::vector<terrace_piece> pieces;
-  for (uint32_t k = 0; k < chunk->count; ++k)
-    pieces.push_back({chunk->buffer->data + k * block_bytes, block_bytes});
-  Result placed = BlockMemory::FromPieces(pieces.data(), counts.data(), chunk->count, block_bytes,
-                                          &work.memory);
-  if (!placed.ok()) return placed;
+  if (Result placed = PlaceInBuffer(*chunk, &work); !placed.ok()) return placed;
   std::optional<KeyBytes> parent = op.options.parent;
   if (chunk->begin > 0 && !op.options.independent) parent = op.work.keys[chunk->begin - 1];
   auto store = std::make_shared<StoreOp>(std::move(work), parent, op.options.independent,
@@ -254,22 +258,13 @@ Result StreamCopier::SubmitStore(Chunk* chunk) {
 
 Result StreamCopier::SubmitLoad(Chunk* chunk) {
   const DeviceOp& op = *chunk->op;
-  const uint64_t block_bytes = op.work.key_space->block_bytes();
   std::shared_ptr<Connection> connection;
   if (Result usable = link_->Use(&connection); !usable.ok()) return usable;
   if (connection->welcome().epoch != op.work.opened.epoch) {
     return client::Fail(TERRACE_UNAVAILABLE, "the daemon was restarted");
   }
   Op::Work work{.key_space = op.work.key_space, .opened = op.work.opened, .stats = inner_stats_};
-  work.keys.assign(op.work.keys.begin() + chunk->begin,
-                   op.work.keys.begin() + chunk->begin + chunk->count);
-  const std::vector<uint32_t> counts(chunk->count, 1);
-  std::vector<terrace_piece> pieces;
-  for (uint32_t k = 0; k < chunk->count; ++k)
-    pieces.push_back({chunk->buffer->data + k * block_bytes, block_bytes});
-  Result placed = BlockMemory::FromPieces(pieces.data(), counts.data(), chunk->count, block_bytes,
-                                          &work.memory);
-  if (!placed.ok()) return placed;
+  if (Result placed = PlaceInBuffer(*chunk, &work); !placed.ok()) return placed;
   auto load = std::make_shared<LoadOp>(std::move(work), op.refs().data() + chunk->begin,
                                        std::move(connection), link_->segments(),
                                        link_->request_timeout_ms());

@@ -63,6 +63,7 @@ class StreamCopier {
   bool Advance(Chunk* chunk);
   void CopyAll(Chunk* chunk, DevicePages::Way way);
   bool GpuIsDone(Chunk* chunk);
+  static Result PlaceInBuffer(const Chunk& chunk, Op::Work* work);
   Result SubmitStore(Chunk* chunk);
   Result SubmitLoad(Chunk* chunk);
   bool TakeInner(Chunk* chunk);
