@@ -11,6 +11,7 @@
 
 #include "api/grpc_fixture.h"
 #include "api/server/admin_service.h"
+#include "testing/region_fixture.h"
 
 namespace terrace::api {
 namespace {
@@ -112,6 +113,18 @@ TEST_F(GrpcTest, StatusAndListings) {
   stat.set_key(KeyOf(7, 7));
   ASSERT_TRUE(Call(*admin_, &Stub::StatBlock, stat, &found).ok());
   EXPECT_EQ(found.blocks_size(), 0);
+}
+
+TEST_F(GrpcTest, WhatIsStoredOutOfRegionsCountsAsStored) {
+  StartServer();
+  const testing::RegionMemory memory;
+  const auto session = stack_->OpenSession(0);
+  const auto region = session->OpenRegion({}, memory.layout(), memory.handles(), {});
+  ASSERT_TRUE(region.ok()) << region.status();
+  const kv::KeySpace& space = testing::TestStack::Open(session.get(), memory.page_bytes());
+  testing::Store(session.get(), testing::StoreRequestOf(*region, space, testing::KeysOf(1, 4), 0));
+  EXPECT_EQ(AdminStatus().counters().stored_blocks(), 4u);
+  EXPECT_EQ(AdminStatus().counters().stored_bytes(), 4 * memory.page_bytes());
 }
 
 TEST_F(GrpcTest, FlushAndVerify) {

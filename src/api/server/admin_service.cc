@@ -318,7 +318,11 @@ class AdminService final : public v1::AdminService::Service {
     counters->set_hit_blocks(sums.Sum("terrace_hit_blocks_total"));
     counters->set_stored_blocks(
         sums.SumOf("terrace_store_blocks_total", "reason", ReasonName(Reason::kNone)));
-    counters->set_stored_bytes(sums.SumOf("terrace_transfer_bytes_total", "src", "client"));
+    uint64_t stored_bytes = 0;
+    for (const char* from : {"client", "engine", "gpu"}) {
+      stored_bytes += sums.SumOf("terrace_transfer_bytes_total", "src", from);
+    }
+    counters->set_stored_bytes(stored_bytes);
     counters->set_evicted_blocks(sums.Sum("terrace_evictions_total"));
     counters->set_corrupt_blocks(sums.Sum("terrace_integrity_failures_total"));
     for (int i = 1; i < kReasonCount; ++i) {
