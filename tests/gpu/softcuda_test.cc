@@ -168,7 +168,9 @@ TEST_F(SoftcudaTest, WorkEndsWithItsContext) {
   CUcontext again = nullptr;
   for (int i = 0; i < 50; ++i) {
     const CUdeviceptr a = Alloc(4096);
-    for (int n = 0; n < 10; ++n) ASSERT_EQ(driver_->cuMemsetD8Async(a, 1, 4096, NewStream()), CUDA_SUCCESS);
+    for (int n = 0; n < 10; ++n) {  // each its own bytes: nothing orders these streams
+      ASSERT_EQ(driver_->cuMemsetD8Async(a + 256 * n, 1, 256, NewStream()), CUDA_SUCCESS);
+    }
     ASSERT_EQ(driver_->cuDevicePrimaryCtxRelease(0), CUDA_SUCCESS);
     size_t bytes = 0;
     EXPECT_EQ(driver_->cuMemGetInfo(&bytes, nullptr), CUDA_ERROR_CONTEXT_IS_DESTROYED);
