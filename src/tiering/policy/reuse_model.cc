@@ -52,7 +52,8 @@ ReuseModel::ReuseModel(std::vector<uint8_t> groups, uint32_t n_groups)
       used_(n_kinds_ * kSpans, 0),
       passed_(n_kinds_ * kSpans, 0),
       chance_(n_kinds_ * kSpans, 0),
-      worth_(n_kinds_ * kSpans, 0) {
+      worth_(n_kinds_ * kSpans, 0),
+      worth_is_stale_(n_kinds_) {
   Refresh();
 }
 
@@ -101,11 +102,12 @@ void ReuseModel::Refresh() {
       chance = Blend(used[group + span], rests[group + span], kPriorRests, chance);
       chance_[kind * kSpans + span] = Blend(used[self + span], rests[self + span], kPriorRests, chance);
     }
-    FillWorth(kind);
+    worth_is_stale_[kind] = 1;
   }
 }
 
 void ReuseModel::FillWorth(uint32_t kind) {
+  worth_is_stale_[kind] = 0;
   const std::vector<double>& widths = Widths();
   const float* chance = &chance_[kind * kSpans];
   for (uint32_t from = 0; from < kSpans; ++from) {

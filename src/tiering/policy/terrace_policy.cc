@@ -195,7 +195,7 @@ void TerracePolicy::Unpark(BlockId id) {
   AddLeaf(id);
 }
 
-TerracePolicy::Candidate TerracePolicy::Rate(BlockId id, uint32_t now) const {
+TerracePolicy::Candidate TerracePolicy::Rate(BlockId id, uint32_t now) {
   const Block& block = blocks_[id];
   const uint32_t age = now - block.start;
   const float factor = static_cast<float>(1u << block.priority);

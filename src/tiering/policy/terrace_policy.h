@@ -75,7 +75,7 @@ class TerracePolicy final : public EvictionPolicy {
     float worth = 0;
     uint32_t order = 0;
   };
-  Candidate Rate(BlockId block, uint32_t now) const;
+  Candidate Rate(BlockId block, uint32_t now);
   static bool Worse(const Candidate& a, const Candidate& b);
   void Consider(BlockId block, uint32_t now);
   uint64_t NextRandom();
