@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "gpu/cuda/kernels/segment_copy.h"
 #include "kvstore/base/block_copy.h"
@@ -27,7 +28,7 @@ uint64_t AlignUp(uint64_t value) { return (value + kBlockAlignment - 1) / kBlock
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CudaCopyLane>> CudaCopyLane::Make(CudaDevice& device, const CudaCopyKernels& kernels,
+absl::StatusOr<std::unique_ptr<CudaCopyLane>> CudaCopyLane::Make(CudaDevice& device, CudaCopyKernels& kernels,
                                                                  const Options& options) {
   std::unique_ptr<CudaCopyLane> lane(new CudaCopyLane(device, kernels, options));
   RETURN_IF_ERROR(lane->Allocate());
@@ -55,20 +56,20 @@ absl::Status CudaCopyLane::Allocate() {
   return absl::OkStatus();
 }
 
-absl::Status CudaCopyLane::AllocateBounce() {
-  if (bounce_ != nullptr) return absl::OkStatus();
+absl::Status CudaCopyLane::AllocateBuffer(Buffer* buffer) {
+  if (buffer->data != nullptr) return absl::OkStatus();
   const Driver& driver = device_.driver();
   void* memory = nullptr;
-  RETURN_IF_ERROR(device_.Check(driver.cuMemHostAlloc(&memory, BounceBytes(),
+  RETURN_IF_ERROR(device_.Check(driver.cuMemHostAlloc(&memory, options_.chunk_bytes,
                                                       CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
                                 "cuMemHostAlloc"));
   const absl::Status status =
-      device_.Check(driver.cuMemHostGetDevicePointer(&bounce_address_, memory, 0), "cuMemHostGetDevicePointer");
+      device_.Check(driver.cuMemHostGetDevicePointer(&buffer->address, memory, 0), "cuMemHostGetDevicePointer");
   if (!status.ok()) {
     driver.cuMemFreeHost(memory);
     return status;
   }
-  bounce_ = static_cast<std::byte*>(memory);
+  buffer->data = static_cast<std::byte*>(memory);
   return absl::OkStatus();
 }
 
@@ -93,9 +94,10 @@ CudaCopyLane::~CudaCopyLane() {
   if (!IsIdle()) return;
   if (staging_ != 0) driver.cuMemFree(staging_);
   if (device_table_ != 0) driver.cuMemFree(device_table_);
-  if (bounce_ != nullptr) {
-    std::memset(bounce_, 0, BounceBytes());
-    driver.cuMemFreeHost(bounce_);
+  for (const Buffer& buffer : {bounce_, read_back_}) {
+    if (buffer.data == nullptr) continue;
+    std::memset(buffer.data, 0, options_.chunk_bytes);
+    driver.cuMemFreeHost(buffer.data);
   }
   if (table_ != nullptr) driver.cuMemFreeHost(table_);
   if (stream_ != nullptr) driver.cuStreamDestroy(stream_);
@@ -104,9 +106,10 @@ CudaCopyLane::~CudaCopyLane() {
 absl::Status CudaCopyLane::Begin(CudaCopyTicket* ticket, size_t chunk, CopyMeans means, int64_t now_ns) {
   ticket_ = ticket;
   chunk_ = chunk;
-  means_ = means;
+  with_kernels_ = kernels_.TakeTurn();
+  means_ = with_kernels_ ? means : CopyMeans::kCopyEngine;
   begun_ns_ = now_ns;
-  if (ticket->frames.bounced || !kernels_) RETURN_IF_ERROR(AllocateBounce());
+  if (ticket->frames.bounced) RETURN_IF_ERROR(AllocateBuffer(&bounce_));
   LayOut();
   return Enqueue();
 }
@@ -120,15 +123,33 @@ void CudaCopyLane::LayOut() {
   contiguous_.clear();
   for (uint32_t b = 0; b < chunk.n_blocks; ++b) {
     offsets_.push_back(b * AlignUp(bytes));
-    contiguous_.push_back(bounced ? bounce_address_ + offsets_[b]
+    contiguous_.push_back(bounced ? bounce_.address + offsets_[b]
                                   : ticket_->frames.addresses[chunk.first_block + b] + begin);
     if (bounced && ticket_->is_load()) {
-      std::memcpy(bounce_ + offsets_[b], ticket_->batch.pages[chunk.first_block + b].frame + begin, bytes);
+      std::memcpy(bounce_.data + offsets_[b], ticket_->batch.pages[chunk.first_block + b].frame + begin, bytes);
     }
   }
 }
 
 absl::Status CudaCopyLane::Enqueue() {
+  if (!with_kernels_) return EnqueueWithoutKernels(false);
+  launch_refused_ = false;
+  const absl::Status status = EnqueueWithKernels();
+  if (!launch_refused_) return status;
+  // What has been enqueued filled staging, or the very target: it does no harm.
+  with_kernels_ = false;
+  const bool is_copied = means_ == CopyMeans::kCopyEngine;
+  means_ = CopyMeans::kCopyEngine;
+  return EnqueueWithoutKernels(is_copied);
+}
+
+absl::Status CudaCopyLane::EnqueueWithoutKernels(bool is_copied) {
+  RETURN_IF_ERROR(AllocateBuffer(&read_back_));
+  if (!is_copied) RETURN_IF_ERROR(CopyRuns(false));
+  return ReadBack();
+}
+
+absl::Status CudaCopyLane::EnqueueWithKernels() {
   const bool is_load = ticket_->is_load();
   switch (means_) {
     case CopyMeans::kDirect:
@@ -141,7 +162,6 @@ absl::Status CudaCopyLane::Enqueue() {
       return is_load ? Launch(kernels_.scatter) : absl::OkStatus();
     case CopyMeans::kCopyEngine:
       RETURN_IF_ERROR(CopyRuns(false));
-      if (!kernels_) return ReadBack();
       RETURN_IF_ERROR(UploadTable(false));
       return Launch(kernels_.checksum);
   }
@@ -182,9 +202,26 @@ absl::Status CudaCopyLane::Launch(CUfunction kernel) {
   const uint32_t threads = std::clamp(each * 32, kMinKernelThreads, kMaxKernelThreads);
   const uint32_t grid = std::min(kernels_.max_sms, (warps * 32 + threads - 1) / threads);
   void* arguments[] = {&kernel_table_};
-  return device_.Check(
-      device_.driver().cuLaunchKernel(kernel, grid, 1, 1, threads, 1, 1, 0, stream_, arguments, nullptr),
-      "cuLaunchKernel");
+  const CUresult result =
+      device_.driver().cuLaunchKernel(kernel, grid, 1, 1, threads, 1, 1, 0, stream_, arguments, nullptr);
+  if (result == CUDA_SUCCESS) {
+    kernels_.next_rest = CudaCopyKernels::kFirstRest;
+  } else if (!Driver::IsSticky(result)) {
+    launch_refused_ = true;
+    RestKernels(result);
+  }
+  return device_.Check(result, "cuLaunchKernel");
+}
+
+void CudaCopyLane::RestKernels(CUresult why) {
+  kernels_.rest = kernels_.next_rest;
+  kernels_.next_rest = std::min(2 * kernels_.next_rest, CudaCopyKernels::kLongestRest);
+  if (std::exchange(kernels_.has_been_refused, true)) return;
+  Log(LogLevel::kWarning, "gpu_kernels_refused",
+      {{"gpu", device_.info().name},
+       {"reason", device_.driver().Explain(why)},
+       {"effect", "copy engines only, checksums by the processor, until a launch that is tried now and then succeeds"},
+       {"help", "leave more GPU memory free, or update the NVIDIA driver"}});
 }
 
 void CudaCopyLane::ListPieces(bool plane_after_plane, std::vector<CopyOp>* ops) const {
@@ -233,7 +270,7 @@ void CudaCopyLane::ListRuns() {
 // No kernels: the processor computes the checksums of the pages as they are read once more.
 absl::Status CudaCopyLane::ReadBack() {
   std::vector<uint64_t> places;
-  for (const uint64_t offset : offsets_) places.push_back(bounce_address_ + options_.chunk_bytes + offset);
+  for (const uint64_t offset : offsets_) places.push_back(read_back_.address + offset);
   contiguous_.swap(places);
   ListRuns();
   contiguous_.swap(places);
@@ -300,7 +337,7 @@ void CudaCopyLane::ChecksumOnHost() {
   const uint64_t begin = ticket_->Begin(chunk), bytes = ticket_->End(chunk) - begin;
   for (uint32_t b = 0; b < chunk.n_blocks; ++b) {
     const PageCopy& page = ticket_->batch.pages[chunk.first_block + b];
-    const Piece source{bounce_ + options_.chunk_bytes + offsets_[b], bytes};
+    const Piece source{read_back_.data + offsets_[b], bytes};
     CopyBlock({&source, 1}, {}, page.identity_seed + chunk.first_segment * kSegmentSeedStep, CopyCheck::kCompute,
               {checksums_ + size_t{b} * chunk.n_segments, chunk.n_segments}, CopyStores::kCached);
   }
@@ -308,11 +345,11 @@ void CudaCopyLane::ChecksumOnHost() {
 
 std::span<const uint64_t> CudaCopyLane::Finish() {
   const CopyChunk& chunk = ticket_->chunks()[chunk_];
-  if (!kernels_) ChecksumOnHost();
+  if (!with_kernels_) ChecksumOnHost();
   if (ticket_->frames.bounced && !ticket_->is_load()) {
     const uint64_t begin = ticket_->Begin(chunk), bytes = ticket_->End(chunk) - begin;
     for (uint32_t b = 0; b < chunk.n_blocks; ++b) {
-      std::memcpy(ticket_->batch.pages[chunk.first_block + b].frame + begin, bounce_ + offsets_[b], bytes);
+      std::memcpy(ticket_->batch.pages[chunk.first_block + b].frame + begin, bounce_.data + offsets_[b], bytes);
     }
   }
   ticket_ = nullptr;

@@ -18,12 +18,23 @@
 
 namespace terrace::gpu {
 
-// The kernels as the driver has loaded them; null: not to be had, the processor computes checksums.
+// The kernels as the driver has loaded them; null: not to be had, the processor computes checksums. Loaded is not
+// accepted: a driver may refuse each launch (no code for this GPU, no memory to load it into). Then chunks do without
+// for a while, before a launch is tried again: for twice as long after each refusal.
 struct CudaCopyKernels {
+  static constexpr uint32_t kFirstRest = 64, kLongestRest = 65'536;  // chunks
   CUmodule module = nullptr;
   CUfunction gather = nullptr, scatter = nullptr, checksum = nullptr;
   uint32_t max_sms = 1;
+  uint32_t rest = 0, next_rest = kFirstRest;
+  bool has_been_refused = false;
   explicit operator bool() const { return module != nullptr; }
+  // For the next chunk.
+  bool TakeTurn() {
+    if (rest == 0) return module != nullptr;
+    --rest;
+    return false;
+  }
 };
 
 // Checksums. A store's are those of the bytes that a kernel read from the pages, which are compared when the block is
@@ -44,7 +55,7 @@ class CudaCopyLane {
     uint64_t chunk_bytes = 0;    // of buffers; with alignment, a little more than a chunk
     uint64_t staging_bytes = 0;  // chunk_bytes, or 0: no staging
   };
-  static absl::StatusOr<std::unique_ptr<CudaCopyLane>> Make(CudaDevice& device, const CudaCopyKernels& kernels,
+  static absl::StatusOr<std::unique_ptr<CudaCopyLane>> Make(CudaDevice& device, CudaCopyKernels& kernels,
                                                             const Options& options);
   // Where the device is out of service nothing is given back: the driver might wait for ever for a copy that hangs.
   ~CudaCopyLane();
@@ -54,7 +65,9 @@ class CudaCopyLane {
   bool is_busy() const { return ticket_ != nullptr; }
   CudaCopyTicket* ticket() const { return ticket_; }
   size_t chunk() const { return chunk_; }
+  // kCopyEngine, whatever Begin() was told, where the kernels are not to be had.
   CopyMeans means() const { return means_; }
+  bool has_used_kernels() const { return with_kernels_; }
   int64_t begun_ns() const { return begun_ns_; }
 
   // An error: part of it may have been enqueued; the lane is busy until Poll() says that it is not.
@@ -67,14 +80,22 @@ class CudaCopyLane {
   void Abandon() { ticket_ = nullptr; }
 
  private:
-  CudaCopyLane(CudaDevice& device, const CudaCopyKernels& kernels, const Options& options)
+  CudaCopyLane(CudaDevice& device, CudaCopyKernels& kernels, const Options& options)
       : device_(device), kernels_(kernels), options_(options) {}
   absl::Status Allocate();
-  absl::Status AllocateBounce();
+  // Pinned, of a chunk's bytes; made when it is needed first.
+  struct Buffer {
+    std::byte* data = nullptr;
+    CUdeviceptr address = 0;
+  };
+  absl::Status AllocateBuffer(Buffer* buffer);
   void LayOut();
   absl::Status Enqueue();
+  absl::Status EnqueueWithKernels();
+  absl::Status EnqueueWithoutKernels(bool is_copied);
   absl::Status UploadTable(bool pages_to_staging);
   absl::Status Launch(CUfunction kernel);
+  void RestKernels(CUresult why);
   absl::Status CopyRuns(bool from_staging);
   void ListRuns();
   absl::Status ReadBack();
@@ -83,24 +104,24 @@ class CudaCopyLane {
   void ListPieces(bool plane_after_plane, std::vector<CopyOp>* ops) const;
   void ChecksumOnHost();
   bool IsIdle();
-  // A chunk of frames that are not pinned, and, without kernels, the chunk's pages read back.
-  uint64_t BounceBytes() const { return options_.chunk_bytes * (kernels_ ? 1 : 2); }
 
   CudaDevice& device_;
-  const CudaCopyKernels& kernels_;
+  CudaCopyKernels& kernels_;  // the engine's, for all lanes
   const Options options_;
   CUstream stream_ = nullptr;
   CUdeviceptr staging_ = 0, device_table_ = 0;
   std::byte* table_ = nullptr;  // pinned: planes, then blocks
   uint64_t* checksums_ = nullptr;
   CUdeviceptr table_address_ = 0, checksums_address_ = 0;  // the same for the GPU
-  std::byte* bounce_ = nullptr;  // made when it is needed first
-  CUdeviceptr bounce_address_ = 0;
+  Buffer bounce_;                                          // for frames that are not pinned
+  Buffer read_back_;                                       // the pages again, for chunks without kernels
 
   CudaCopyTicket* ticket_ = nullptr;
   size_t chunk_ = 0;
   CopyMeans means_ = CopyMeans::kCopyEngine;
   int64_t begun_ns_ = 0;
+  bool with_kernels_ = false;           // this chunk
+  bool launch_refused_ = false;         // in it
   bool refuses_batches_ = false;        // the driver has cuMemcpyBatchAsync, and does not want it here
   std::vector<uint64_t> offsets_;       // of the chunk's blocks in staging and buffers
   std::vector<uint64_t> contiguous_;    // address of the chunk's bytes of each block outside the pages

@@ -125,7 +125,10 @@ void CudaCopyEngine::EndChunk(Side& side, CudaCopyLane& lane, int64_t now_ns) {
     return;
   }
   const uint64_t bytes = ticket.Bytes(ticket.chunks()[index]);
-  planner_->Record(ticket.shape(), lane.means(), bytes, now_ns - std::max(lane.begun_ns(), side.last_end_ns));
+  // Without kernels there is nothing to choose, and pages are read twice.
+  if (lane.has_used_kernels()) {
+    planner_->Record(ticket.shape(), lane.means(), bytes, now_ns - std::max(lane.begun_ns(), side.last_end_ns));
+  }
   side.last_end_ns = now_ns;
   if (ticket.is_load()) small_stores_ = 0;
   const std::span<const uint64_t> checksums = lane.Finish();
