@@ -2,13 +2,12 @@
 #include "api/ctl/admin_client.h"
 
 #include <grpcpp/grpcpp.h>
-#include <sys/stat.h>
+#include <sys/socket.h>
 
-#include <cerrno>
 #include <chrono>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "api/ctl/doctor_probes.h"
 #include "terrace/v1/admin.grpc.pb.h"
 
 namespace terrace::ctl {
@@ -30,24 +29,23 @@ std::chrono::system_clock::time_point After(std::chrono::seconds limit) {
 
 class AdminClient::Impl {
  public:
-  explicit Impl(const std::string& path) : path_(path) {
-    grpc::ChannelArguments arguments;
-    arguments.SetMaxReceiveMessageSize(kMaxAnswerBytes);
-    channel_ = grpc::CreateCustomChannel("unix:" + path, grpc::InsecureChannelCredentials(), arguments);
-    stub_ = v1::AdminService::NewStub(channel_);
-  }
+  explicit Impl(const std::string& path) : path_(path) {}
 
-  // Tells "no such file" from "no answer" before gRPC wraps both into "connection failed".
+  // Says what is wrong with the socket and what to do, before gRPC wraps all of it into "connection failed".
   absl::Status Connect() {
-    struct stat info {};
-    if (stat(path_.c_str(), &info) != 0) {
-      return absl::UnavailableError(absl::StrCat("no daemon: ", path_, ": ", std::strerror(errno),
-                                                 "; start terraced, or give its socket with --socket"));
+    const Finding socket = ProbeSocket("grpc socket", path_, SOCK_STREAM);
+    if (socket.level == Finding::kProblem) {
+      return absl::UnavailableError(absl::StrCat("no daemon: ", socket.text, "; ", socket.fix));
+    }
+    if (channel_ == nullptr) {
+      grpc::ChannelArguments arguments;
+      arguments.SetMaxReceiveMessageSize(kMaxAnswerBytes);
+      channel_ = grpc::CreateCustomChannel("unix:" + path_, grpc::InsecureChannelCredentials(), arguments);
+      stub_ = v1::AdminService::NewStub(channel_);
     }
     if (channel_->WaitForConnected(After(kConnectLimit))) return absl::OkStatus();
     return absl::UnavailableError(
-        absl::StrCat("no daemon answers on ", path_, "; is terraced running, and may you write to the socket? See "
-                     "terracectl doctor"));
+        absl::StrCat("terraced does not answer on ", path_, "; it is stopped or overloaded, see its log"));
   }
 
   template <typename Request, typename Response>
@@ -64,11 +62,11 @@ class AdminClient::Impl {
     return response;
   }
 
-  v1::AdminService::Stub& stub() { return *stub_; }
+  v1::AdminService::Stub& stub() { return *stub_; }  // REQUIRES: connected
 
  private:
   const std::string path_;
-  std::shared_ptr<grpc::Channel> channel_;
+  std::shared_ptr<grpc::Channel> channel_;  // null until there was a socket
   std::unique_ptr<v1::AdminService::Stub> stub_;
 };
 

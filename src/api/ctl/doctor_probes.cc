@@ -175,28 +175,33 @@ Finding ProbeSocket(const std::string& name, const std::string& path, int type) 
   if (stat(path.c_str(), &info) != 0) {
     finding.text = absl::StrCat(path, ": ", ErrnoText());
     finding.fix = errno == EACCES ? "usermod -aG terrace YOUR_USER (the group of run_dir), then log in anew"
-                                  : "systemctl start terraced, or give the right --socket";
+                                  : "systemctl start terraced, or give its socket with --socket";
     return finding;
   }
   if (!S_ISSOCK(info.st_mode)) {
     finding.text = absl::StrCat(path, " is not a socket");
-    finding.fix = absl::StrCat("look who put it there, then rm ", path, " and restart terraced");
+    finding.fix = "give the right --socket; or look who put it there, remove it and restart terraced";
     return finding;
   }
   if (access(path.c_str(), W_OK) != 0) {
     finding.text = absl::StrCat(path, ": ", ErrnoText());
-    finding.fix = absl::StrCat("usermod -aG ", GroupName(info.st_gid), " YOUR_USER, then log in anew");
+    finding.fix = info.st_gid == 0 ? "run terraced in a group of its own, as the packaged unit does"
+                                   : absl::StrCat("usermod -aG ", GroupName(info.st_gid),
+                                                  " YOUR_USER, then log in anew");
     return finding;
   }
   address.sun_family = AF_UNIX;
   std::memcpy(address.sun_path, path.c_str(), path.size());
   const int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   const bool is_connected = connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+  const int error = errno;
   if (is_connected) {
     finding = {name, Finding::kOk, absl::StrCat(path, " answers"), ""};
   } else {
-    finding.text = absl::StrCat(path, ": ", ErrnoText());
-    finding.fix = "systemctl restart terraced (the socket is a dead daemon's, or it hangs)";
+    finding.text = absl::StrCat(path, ": ", std::strerror(error));
+    finding.fix = error == EPROTOTYPE ? "give the right --socket: this is one of another kind"
+                  : error == EAGAIN   ? "terraced hangs or is stopped: see its log"
+                                      : "systemctl restart terraced (the socket is a dead daemon's)";
   }
   close(fd);
   return finding;

@@ -2,6 +2,7 @@
 //
 // terracectl: arguments in, exit code out.
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <cstdlib>
 #include <iostream>
 
@@ -59,14 +60,14 @@ int Main(int argc, char** argv) {
   top->add_flag("--once", is_once, "One picture, with rates since the daemon's start");
   CLI::App* list = app.add_subcommand("ls", "Key spaces, or some blocks of one");
   uint32_t key_space = 0, limit = 1000;
-  list->add_option("KEYSPACE", key_space, "Id of a key space")->check(CLI::PositiveNumber);
+  list->add_option("KEYSPACE", key_space, "Id of a key space")->check(CLI::Range(1u, UINT32_MAX));
   list->add_option("--limit", limit, "Blocks to show")->check(CLI::Range(1, 10000));
   CLI::App* stat = app.add_subcommand("stat", "One block; exit 1 when it is not there");
   std::string key;
   stat->add_option("KEY", key, "64 hex digits")->required();
   CLI::App* flush = app.add_subcommand("flush", "Drop the blocks of one key space or all");
   bool is_all = false, is_confirmed = false;
-  flush->add_option("KEYSPACE", key_space, "Id of a key space")->check(CLI::PositiveNumber);
+  flush->add_option("KEYSPACE", key_space, "Id of a key space")->check(CLI::Range(1u, UINT32_MAX));
   flush->add_flag("--all", is_all, "Of all key spaces of all tenants");
   flush->add_flag("--yes", is_confirmed, "Do it");
   CLI::App* verify = app.add_subcommand("verify", "Re-read and check every block; exit 1 when one was corrupt");
@@ -94,6 +95,10 @@ int Main(int argc, char** argv) {
   }
   try {
     app.parse(argc, argv);
+  } catch (const CLI::RequiredError& e) {
+    if (app.remaining().empty()) return app.exit(e), kExitUsage;
+    std::cerr << "terracectl: no command \"" << app.remaining().front() << "\"; terracectl --help lists them\n";
+    return kExitUsage;
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? kExitOk : kExitUsage;
   }
