@@ -64,7 +64,10 @@ std::unique_ptr<SharedSegment> HostTier::MakeSegment(uint64_t bytes) {
   }
   auto made = MapSegment(id, bytes);
   if (!made.ok()) {
-    Log(LogLevel::kError, "segment_refused", {{"error", made.status().message()}});
+    Log(LogLevel::kError, "segment_refused",
+        {{"error", made.status().message()},
+         {"consequence", "blocks that needed this memory are refused (budget)"},
+         {"mend", "free memory or space in host.memory_dir, or lower host.budget"}});
     MutexLock lock(&mu_);
     ForgetLocked(id, bytes);
     return nullptr;

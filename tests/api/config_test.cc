@@ -77,7 +77,8 @@ TEST_F(ConfigTest, AnUnknownKeyIsRefusedAndTheRightOneNamed) {
   EXPECT_THAT(YamlError("log:\n  level: info\nhost:\n  bugdet: 1GiB\n"),
               AllOf(HasSubstr("terraced.yaml:4: "), HasSubstr("unknown key \"host.bugdet\""),
                     HasSubstr("did you mean \"host.budget\"?")));
-  EXPECT_THAT(YamlError("hots:\n  budget: 1GiB\n"), HasSubstr("terraced.yaml:1: unknown key \"hots\""));
+  EXPECT_THAT(YamlError("hots:\n  budget: 1GiB\n"),
+              HasSubstr("terraced.yaml:1: unknown key \"hots\"; did you mean \"host\"?"));
   EXPECT_THAT(YamlError("budget: 1GiB\n"), HasSubstr("did you mean \"host.budget\"?"));
   EXPECT_THAT(SetError("engine.sokcet", "/x"), HasSubstr("did you mean \"engine.socket\"?"));
   EXPECT_THAT(Error(LoadConfig({.environment = {{"TERRACE_HOST_BUGDET", "1GiB"}}})),
@@ -106,6 +107,7 @@ TEST_F(ConfigTest, ABadValueIsNamedWithWhatIsAccepted) {
   EXPECT_THAT(YamlError("host:\n  budget: lots\n"),
               AllOf(HasSubstr("terraced.yaml:2: host.budget: \"lots\" is not a size such as 64GiB")));
   EXPECT_THAT(SetError("host.budget", "1MiB"), HasSubstr("at least 64MiB"));
+  EXPECT_THAT(SetError("nvme.devices", "/disk=1MiB"), HasSubstr("at least 8MiB"));
   EXPECT_THAT(SetError("host.budget", "0%"), HasSubstr("share of the machine's memory"));
   EXPECT_THAT(SetError("host.budget", "1000TiB"), HasSubstr("lower it"));
   EXPECT_THAT(SetError("host.lease_max_age", "30"), HasSubstr("with its unit"));
@@ -137,7 +139,7 @@ TEST_F(ConfigTest, OptionsThatContradictEachOtherAreRefused) {
 
 TEST_F(ConfigTest, FilesThatAreNoConfiguration) {
   EXPECT_THAT(Error(LoadConfig({.file = dir_ + "/absent.yaml"})), HasSubstr("cannot be read"));
-  EXPECT_THAT(Error(LoadConfig({.file = dir_})), HasSubstr("cannot be read"));
+  EXPECT_THAT(Error(LoadConfig({.file = dir_})), HasSubstr("is a directory"));
   EXPECT_THAT(YamlError("host: [1\n"), HasSubstr("not valid YAML"));
   EXPECT_THAT(YamlError("just text\n"), HasSubstr("expected keys and values"));
   EXPECT_THAT(YamlError("host: 5\n"), HasSubstr("wrong shape"));

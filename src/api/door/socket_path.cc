@@ -76,7 +76,11 @@ absl::StatusOr<UnixListener> UnixListener::Listen(const std::string& path, uint3
   if (listener.fd_ < 0) return SystemError("cannot make a socket for", path, errno);
   const sockaddr_un address = AddressOf(path);
   if (bind(listener.fd_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
-    return SystemError("cannot bind", path, errno);
+    const int error = errno;
+    const absl::Status status = SystemError("cannot make the socket", path, error);
+    if (error != ENOENT && error != EACCES) return status;
+    return absl::Status(status.code(), absl::StrCat(status.message(), "; make its directory, for this user to write "
+                                                    "to, or configure another path"));
   }
   listener.path_ = path;
   struct stat info {};

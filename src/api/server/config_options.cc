@@ -14,6 +14,7 @@
 #include "absl/strings/strip.h"
 #include "api/server/config_value.h"
 #include "kvstore/base/status_macros.h"
+#include "tiering/nvme/nvme_format.h"
 #include "tiering/policy/eviction_policy.h"
 
 namespace terrace::api {
@@ -66,9 +67,12 @@ absl::Status SetDevices(absl::string_view text, std::vector<tiering::BlockDevice
     device.path = ToString(part.substr(0, equals));
     const absl::StatusOr<uint64_t> bytes =
         equals == absl::string_view::npos ? absl::StatusOr<uint64_t>(0) : ParseSize(part.substr(equals + 1));
-    if (device.path.empty() || device.path[0] != '/' || !bytes.ok() || *bytes > kMaxSize) {
+    const bool is_too_small = bytes.ok() && *bytes > 0 && *bytes < tiering::kNvmeMinBytes;
+    if (device.path.empty() || device.path[0] != '/' || !bytes.ok() || *bytes > kMaxSize || is_too_small) {
       return absl::InvalidArgumentError(
-          "a list such as [/mnt/nvme0/terrace=800GiB, /dev/nvme1n1]: absolute paths, files with a size");
+          absl::StrCat("a list such as [/mnt/nvme0/terrace=800GiB, /dev/nvme1n1]: absolute paths, files with a size "
+                       "of at least ",
+                       FormatSize(tiering::kNvmeMinBytes)));
     }
     device.bytes = *bytes / tiering::kIoAlign * tiering::kIoAlign;
     devices.push_back(std::move(device));
@@ -393,6 +397,11 @@ std::string NearestConfigKey(absl::string_view key) {
     if (d < distance) {
       distance = d;
       nearest = option.key;
+    }
+    const absl::string_view section = absl::string_view(option.key).substr(0, absl::string_view(option.key).find('.'));
+    if (d = EditDistance(key, section); d > 0 && d < distance) {
+      distance = d;
+      nearest = ToString(section);
     }
   }
   return distance <= std::max<size_t>(2, key.size() / 2) ? nearest : "";

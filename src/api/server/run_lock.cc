@@ -24,7 +24,8 @@ std::string ErrnoText() { return std::strerror(errno); }
 absl::StatusOr<int> OpenRunDir(const std::string& run_dir) {
   if (mkdir(run_dir.c_str(), 0750) != 0 && errno != EEXIST) {
     return absl::FailedPreconditionError(
-        absl::StrCat("run_dir ", run_dir, " cannot be made: ", ErrnoText(), "; make its parent, or set run_dir"));
+        absl::StrCat("run_dir ", run_dir, " cannot be made: ", ErrnoText(), "; make it and give it to this user (",
+                     geteuid(), "), or set run_dir"));
   }
   const int fd = open(run_dir.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (fd < 0) {
@@ -37,7 +38,8 @@ absl::StatusOr<int> OpenRunDir(const std::string& run_dir) {
   if (fstat(fd, &info) != 0) {
     wrong = ErrnoText();
   } else if (info.st_uid != geteuid()) {
-    wrong = absl::StrCat("it belongs to user ", info.st_uid, ", this process runs as ", geteuid());
+    wrong = absl::StrCat("it belongs to user ", info.st_uid, ", this process runs as ", geteuid(),
+                         "; chown it, or set run_dir");
   } else if ((info.st_mode & S_IWOTH) != 0 && (info.st_mode & S_ISVTX) == 0) {
     wrong = absl::StrFormat("everyone may replace files in it (mode %04o); chmod o-w it", info.st_mode & 07777);
   }
@@ -65,7 +67,8 @@ absl::StatusOr<std::unique_ptr<RunLock>> RunLock::Acquire(const std::string& run
   if (fd < 0) {
     return absl::FailedPreconditionError(
         absl::StrCat(path, " cannot be opened: ", std::strerror(open_errno),
-                     open_errno == ELOOP ? "; somebody put a symlink there: look who, then remove it" : ""));
+                     open_errno == ELOOP ? "; somebody put a symlink there: look who, then remove it"
+                                         : "; this user must be able to write in run_dir"));
   }
   auto lock = absl::WrapUnique(new RunLock(fd));
   struct stat info {};
@@ -84,7 +87,8 @@ absl::StatusOr<std::unique_ptr<RunLock>> RunLock::Acquire(const std::string& run
   }
   const std::string pid = absl::StrCat(getpid(), "\n");
   if (ftruncate(fd, 0) != 0 || pwrite(fd, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
-    return absl::FailedPreconditionError(absl::StrCat(path, " cannot be written: ", ErrnoText()));
+    return absl::FailedPreconditionError(absl::StrCat(path, " cannot be written: ", ErrnoText(),
+                                                      "; make room, or set run_dir"));
   }
   return lock;
 }

@@ -30,6 +30,7 @@ inline constexpr uint64_t kNvmeStateOffset = 64ull << 10;
 inline constexpr uint64_t kNvmeStateBytes = 256ull << 10;  // each of two
 inline constexpr uint64_t kNvmeSlotsOffset = 1ull << 20;
 inline constexpr uint32_t kNvmeMinSegments = 4;
+inline constexpr uint64_t kNvmeMinBytes = 8ull << 20;      // of a device
 
 using NvmeDeviceId = std::array<uint8_t, 16>;
 
