@@ -454,6 +454,17 @@ def test_file_of_something_else(tmp_path, make_node, size):
     assert (digest(path), path.stat().st_size, path.stat().st_mode) == before
 
 
+def test_what_fails_again_and_again_is_logged_once(disks, make_node):
+    disk = disks(4 * MIB, raw=True)
+    daemon, client = make_node(f"{disk.device}=0")
+    in_state(daemon, "offline")
+    threading.Event().wait(8 * RETRY_S)  # attempts
+    assert daemon.words().count("state=offline") == 1, daemon.words()[-2000:]
+    assert "too small" in daemon.words()
+    client.store_all(range(200))
+    assert client.served(range(200)) == 200
+
+
 def bump_version(path):
     for copy in (0, 32 << 10):
         with open(path, "r+b") as file:

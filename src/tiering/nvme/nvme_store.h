@@ -100,6 +100,7 @@ class NvmeStore {
   int64_t next_try_ns_ = 0;
   int64_t next_look_ns_ = 0;     // at whether the file is where it was
   uint64_t probe_states_ = 0;    // state writes before the write probe
+  std::string trouble_said_;     // what the log was told last; "" while all is well
 
   // Requests.
   std::atomic<bool> kick_{false}, flush_{false}, verify_{false}, stop_verify_{false};

@@ -48,8 +48,12 @@ void NvmeStore::SetState(TierState state, const std::string& detail) {
     stats_.detail = detail;
     if (state == TierState::kOnline) stats_.recovery_ratio = 1.0;
   }
-  if (!is_news) return;
   const bool is_bad = state == TierState::kOffline || state == TierState::kReadOnly;
+  // A device in trouble is tried again and again. Said is what comes of it, if that is anything new.
+  const std::string trouble = is_bad ? absl::StrCat(NameOf(state), ": ", detail) : "";
+  if (state == TierState::kStarting && !trouble_said_.empty()) return;
+  if (!is_news || (is_bad && trouble == trouble_said_)) return;
+  trouble_said_ = trouble;
   Log(is_bad ? LogLevel::kError : LogLevel::kInfo, "nvme_device_state",
       {{"device", disk_.path()}, {"state", NameOf(state)}, {"detail", detail}});
 }
