@@ -24,6 +24,8 @@ option(TERRACE_WERROR "Warnings are errors (off: for compilers that the project 
 add_library(terrace_warnings INTERFACE)
 target_compile_options(terrace_warnings INTERFACE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
   $<$<BOOL:${TERRACE_WERROR}>:-Werror>
+  # Designated initialisers leave members out on purpose; these are then zero, or what their class says.
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-missing-field-initializers>
   $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety -Wthread-safety-beta>)
 
 if(TERRACE_SANITIZE)

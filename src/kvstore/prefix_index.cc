@@ -93,7 +93,7 @@ uint64_t PrefixIndex::Hash(KeySpaceId key_space, const BlockKey& key) const {
 PrefixIndex::Inserted PrefixIndex::Insert(KeySpaceId key_space, const BlockKey& key, FrameId frame,
                                           BlockId* block) {
   const uint64_t hash = Hash(key_space, key);
-  const uint32_t shard_number = hash >> 58;
+  const auto shard_number = static_cast<uint32_t>(hash >> 58);
   Shard& shard = shards_[shard_number];
   MutexLock lock(&shard.mu);
   if (const auto bucket = shard.FindBucket(hash, key_space, key)) {
@@ -154,7 +154,7 @@ uint32_t PrefixIndex::FindChain(KeySpaceId key_space, std::span<const BlockKey> 
     }
     for (size_t i = 0; i < n; ++i) {
       const uint64_t hash = hashes[i];
-      const uint32_t shard_number = hash >> 58;
+      const auto shard_number = static_cast<uint32_t>(hash >> 58);
       const Shard& shard = shards_[shard_number];
       MutexLock lock(&shard.mu);
       const auto bucket = shard.FindBucket(hash, key_space, keys[start + i]);

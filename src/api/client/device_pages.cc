@@ -20,17 +20,17 @@ using ull = unsigned long long;  // for printf
 // The process's driver; never given back, because nothing may call into it while the process ends.
 Result FindDriver(std::shared_ptr<const Driver>* out) {
   static std::mutex mu;
-  static auto* const kept = new std::shared_ptr<const Driver>;
+  static auto* const kKept = new std::shared_ptr<const Driver>;
   {
     std::lock_guard lock(mu);
-    *out = *kept;
+    *out = *kKept;
   }
   if (*out != nullptr) return {};
   std::string why;
   *out = Driver::Load("libcuda.so.1", &why);  // twice at a time does no harm
   if (*out == nullptr) return Fail(TERRACE_FAILED_PRECONDITION, "%s", why.c_str());
   std::lock_guard lock(mu);
-  *kept = *out;
+  *kKept = *out;
   return {};
 }
 
