@@ -17,6 +17,7 @@
 #include "kvstore/base/block_copy.h"
 #include "kvstore/base/mutex.h"
 #include "testing/payload.h"
+#include "testing/trials.h"
 
 namespace terrace::gpu {
 
@@ -153,10 +154,9 @@ class ModelledMemory {
     for (uint32_t a = 0; a < model_.size(); ++a) {
       std::vector<std::byte> real(model_[a].size());
       memory_->Read(a, 0, real);
-      const auto [bad, unused] = std::mismatch(real.begin(), real.end(), model_[a].begin());
-      if (bad != real.end()) {
-        return ::testing::AssertionFailure() << "allocation " << a << ", byte " << bad - real.begin();
-      }
+      if (real == model_[a]) continue;
+      const auto bad = std::mismatch(real.begin(), real.end(), model_[a].begin()).first;
+      return ::testing::AssertionFailure() << "allocation " << a << ", byte " << bad - real.begin();
     }
     return ::testing::AssertionSuccess();
   }

@@ -14,20 +14,10 @@
 #include "kvstore/base/metrics.h"
 #include "kvstore/base/mutex.h"
 #include "testing/raw_client.h"
+#include "testing/trials.h"
 #include "tiering/tier_stack.h"
 
 namespace terrace::testing {
-
-// Under a sanitizer everything takes ten times as long: tests that repeat themselves do it less often.
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-inline constexpr bool kSanitized = true;
-#else
-inline constexpr bool kSanitized = false;
-#endif
-#else
-inline constexpr bool kSanitized = false;
-#endif
 
 // Time that stands still until it is told to move. Threads: any.
 class ManualClock final : public Clock {

@@ -4,6 +4,7 @@
 // should; found by loads, by the scrubber and by an operator's check.
 #include <cstdlib>
 
+#include "testing/trials.h"
 #include "tiering/nvme/nvme_format.h"
 #include "tiering/nvme_fixture.h"
 
@@ -32,7 +33,8 @@ TEST_F(NvmeCorruptionTest, EveryFlippedBitOfAHeaderIsNoticed) {
   rig_.Close();  // the table names it, so that a restart brings it back after a drop
   rig_.Open();
   // All of the fields, and samples of the checksums and of the zeros behind them.
-  for (uint64_t bit = 0; bit < kNvmePage * 8; bit += bit < sizeof(tiering::NvmeRecordHeader) * 8 ? 1 : 61) {
+  constexpr uint64_t kFieldBits = sizeof(tiering::NvmeRecordHeader) * 8;
+  for (uint64_t bit = 0; bit < kNvmePage * 8; bit += bit < kFieldBits ? Trials(1, 7) : Trials(61, 601)) {
     disk()->FlipBit(RecordOffset(0) + bit / 8, static_cast<int>(bit % 8));
     ASSERT_EQ(rig_.Load(0, kMiddle), Reason::kCorrupt) << "bit " << bit;
     ASSERT_EQ(rig_.AllFailures(), 1);
@@ -47,7 +49,7 @@ TEST_F(NvmeCorruptionTest, EveryFlippedBitOfAHeaderIsNoticed) {
 
 TEST_F(NvmeCorruptionTest, FlippedBitsOfPayloadsAreNoticed) {
   const char* trials_text = std::getenv("TERRACE_FLIP_TRIALS");
-  const int trials = trials_text != nullptr ? std::atoi(trials_text) : 100'000;
+  const int trials = trials_text != nullptr ? std::atoi(trials_text) : Trials(100'000, 10'000);
   Random random(7);
   constexpr uint64_t kBlocks = 50;
   int noticed = 0;

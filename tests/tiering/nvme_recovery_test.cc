@@ -1,6 +1,7 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
 // What an NVMe device brings back after an end of any kind, and which contents it takes for its own.
+#include "testing/trials.h"
 #include "tiering/nvme/nvme_format.h"
 #include "tiering/nvme_fixture.h"
 
@@ -50,7 +51,7 @@ TEST_F(NvmeRecoveryTest, CleanEndWritesWhatStillStandsInBuffers) {
 }
 
 TEST_F(NvmeRecoveryTest, KilledProcessKeepsWhatWasVisible) {
-  for (uint64_t seed = 1; seed <= 20; ++seed) {
+  for (uint64_t seed = 1; seed <= Trials<uint64_t>(20, 5); ++seed) {
     NvmeRig rig(seed, {.jitter_ns = 2'000'000, .seed = seed});
     if (seed % 2 == 0) rig.options.checkpoint_ns = 500'000;  // while appends are under way
     rig.Open();
@@ -103,7 +104,7 @@ TEST_F(NvmeRecoveryTest, KilledInRecoveryAgainAndAgain) {
 }
 
 TEST_F(NvmeRecoveryTest, PowerLossKeepsWhatACheckpointPromised) {
-  for (uint64_t seed = 1; seed <= 20; ++seed) {
+  for (uint64_t seed = 1; seed <= Trials<uint64_t>(20, 5); ++seed) {
     NvmeRig rig(seed);
     rig.options.checkpoint_ns = 100'000'000;
     rig.Open();
