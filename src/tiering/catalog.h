@@ -66,6 +66,8 @@ class Catalog {
   std::optional<kv::FrameId> Allocate(const kv::KeySpace& key_space, bool may_evict = true);
   // Keeps a block that is here from being evicted, until HostTier::Unpin of the frame.
   std::optional<kv::FrameId> PinIfHere(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
+  // Of a block that is here, if it was published behind a block that was.
+  std::optional<kv::BlockKey> ParentOf(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
   // Makes a filled frame (header written, MakeReady done) visible. kNone, kDuplicate (the frame is given
   // back), kBudget (table full, given back), or kFlushed: the key space was flushed since its count of
   // flushes was as_of_flushes (given back).

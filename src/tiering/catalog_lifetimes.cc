@@ -113,6 +113,15 @@ std::optional<Catalog::Departure> Catalog::BeginDeparture(int64_t horizon_ns, ui
   return std::nullopt;
 }
 
+std::optional<BlockKey> Catalog::ParentOf(const KeySpace& key_space, const BlockKey& key) const {
+  MutexLock lock(&mu_);
+  const auto found = index_.Find(key_space.id, key);
+  if (!found.has_value() || found->block == kNoBlock) return std::nullopt;
+  const BlockId parent = links_.Parent(found->block);
+  if (parent == kNoBlock) return std::nullopt;
+  return index_.Get(parent).key;
+}
+
 void Catalog::EndDeparture(const Departure& departure, bool leave) {
   MutexLock lock(&mu_);
   const BlockId block = departure.block;

@@ -79,11 +79,12 @@ void GpuTier::Unpin(uint32_t slot) {
   if (--block.pins == 0 && !block.is_here && !block.is_going) FreeLocked(slot);
 }
 
-void GpuTier::Drop(uint32_t slot) {
+bool GpuTier::Drop(uint32_t slot) {
   MutexLock lock(&mu_);
-  if (!slots_[slot].is_here) return;
+  if (!slots_[slot].is_here) return false;
   ++stats_.dropped;
   ForgetLocked(slot, false);
+  return true;
 }
 
 // The first load is remembered, the second promotes: what is loaded once is a conversation of one user.
@@ -94,7 +95,7 @@ bool GpuTier::IsHotLocked(uint64_t fingerprint) {
 }
 
 void GpuTier::Offer(const kv::KeySpace& key_space, const kv::BlockKey& key,
-                    const std::optional<kv::BlockKey>& parent, std::byte* host_frame,
+                    absl::FunctionRef<std::optional<kv::BlockKey>()> parent_of, std::byte* host_frame,
                     std::span<const uint64_t> checksums, uint32_t as_of_flushes, std::function<void()> release) {
   std::vector<Departure> departures;
   std::optional<uint32_t> slot;
@@ -105,7 +106,7 @@ void GpuTier::Offer(const kv::KeySpace& key_space, const kv::BlockKey& key,
         gpus_->Health(options_.device).ok()) {
       slot = AllocateLocked(key_space);
       if (slot.has_value()) {
-        slots_[*slot] = {.key_space = &key_space, .key = key, .parent = parent,
+        slots_[*slot] = {.key_space = &key_space, .key = key,
                          .checksums = {checksums.begin(), checksums.end()}, .as_of_flushes = as_of_flushes};
         blocks_[{key_space.id, key}] = *slot;
         seen_.Remove(fingerprint);
@@ -116,17 +117,19 @@ void GpuTier::Offer(const kv::KeySpace& key_space, const kv::BlockKey& key,
     }
   }
   for (Departure& departure : departures) demote_(std::move(departure));
-  if (!slot.has_value() || !SubmitPromotion(*slot, host_frame, release)) release();
+  if (!slot.has_value() || !SubmitPromotion(*slot, parent_of(), host_frame, release)) release();
 }
 
 // False: it was not begun, and the slot is free again.
-bool GpuTier::SubmitPromotion(uint32_t slot, std::byte* host_frame, std::function<void()> release) {
+bool GpuTier::SubmitPromotion(uint32_t slot, const std::optional<kv::BlockKey>& parent, std::byte* host_frame,
+                              std::function<void()> release) {
   gpu::CopyBatch batch;
   batch.direction = gpu::Direction::kLoad;
   batch.pages.resize(1);
   {
     MutexLock lock(&mu_);
-    const Block& block = slots_[slot];
+    Block& block = slots_[slot];
+    block.parent = parent;
     const kv::KeySpace& key_space = *block.key_space;
     batch.region = slabs_[slot / kSlotsPerSlab].region;
     batch.pages[0] = {.page = slot % kSlotsPerSlab,

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "gpu/gpus.h"
 #include "kvstore/base/clock.h"
@@ -70,15 +71,16 @@ class GpuTier {
   // A use: counts for the policy.
   std::optional<Found> Find(const kv::KeySpace& key_space, const kv::BlockKey& key);
   void Unpin(uint32_t slot);
-  // REQUIRES: held. Its bytes are not those of its checksums: it is not found any more.
-  void Drop(uint32_t slot);
+  // REQUIRES: held. Its bytes are not those of its checksums: it is not found any more. False: it was not already.
+  bool Drop(uint32_t slot);
 
   // A block of host memory that an engine of this GPU has just loaded. On its second load within the last few
   // thousand blocks it is copied up: then `release` is called when host_frame is read no more; else inside.
-  // Never waits. as_of_flushes: key_space.flushes when the block was found.
-  void Offer(const kv::KeySpace& key_space, const kv::BlockKey& key, const std::optional<kv::BlockKey>& parent,
-             std::byte* host_frame, std::span<const uint64_t> checksums, uint32_t as_of_flushes,
-             std::function<void()> release);
+  // Never waits. as_of_flushes: key_space.flushes when the block was found. parent_of: asked, under no lock, if the
+  // block is copied up; its departure names the parent.
+  void Offer(const kv::KeySpace& key_space, const kv::BlockKey& key,
+             absl::FunctionRef<std::optional<kv::BlockKey>()> parent_of, std::byte* host_frame,
+             std::span<const uint64_t> checksums, uint32_t as_of_flushes, std::function<void()> release);
 
   // After key_space.flushes was raised. nullptr: all.
   void Flush(const kv::KeySpace* key_space);
@@ -127,7 +129,8 @@ class GpuTier {
   void FreeLocked(uint32_t slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndDeparture(uint32_t slot);
   void EndPromotion(uint32_t slot, bool intact, bool frames_lost);
-  bool SubmitPromotion(uint32_t slot, std::byte* host_frame, std::function<void()> release);
+  bool SubmitPromotion(uint32_t slot, const std::optional<kv::BlockKey>& parent, std::byte* host_frame,
+                       std::function<void()> release);
 
   const Options options_;
   gpu::Gpus* const gpus_;

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 #include "gpu/copy_engine.h"
@@ -15,18 +16,20 @@ namespace terrace::tiering {
 // What an engine's memory is.
 enum class RegionMemory : uint8_t { kHost, kGpu };
 inline constexpr int kRegionMemories = 2;
+// What is on the other side.
+enum class FrameMemory : uint8_t { kHost, kGpuTier };
 
 // Owner: RegionMover; the metrics are the registry's. Threads: any.
 struct RegionMetrics {
   explicit RegionMetrics(MetricRegistry* metrics);
 
-  // A batch has ended. copied_bytes: of the pages that are intact.
-  void Ended(gpu::Direction direction, RegionMemory memory, const absl::Status& status, uint64_t copied_bytes,
-             int64_t duration_ns);
+  // A batch has ended. copied_bytes: of the pages that are intact. REQUIRES: only loads come from a GPU tier.
+  void Ended(gpu::Direction direction, RegionMemory memory, FrameMemory frames, const absl::Status& status,
+             uint64_t copied_bytes, int64_t duration_ns);
 
   std::array<Gauge*, kRegionMemories> open;
   Counter* lost_bytes;        // of frames that are never used again
-  Counter* gpu_tier_bytes;    // loads whose bytes came from the GPU tier
+  Counter* gpu_tier_corrupt;  // blocks of GPU tiers that failed their check
 
  private:
   enum Failure { kCancelled, kDeadline, kUnavailable, kOverload, kOther, kFailures };
@@ -35,7 +38,10 @@ struct RegionMetrics {
     Histogram* duration;
     std::array<Counter*, kFailures> failures;
   };
+  static Way MakeWay(MetricRegistry* metrics, const std::string& source, const std::string& target);
+
   std::array<std::array<Way, kRegionMemories>, 2> ways_;
+  Way from_gpu_tier_;
 };
 
 }  // namespace terrace::tiering

@@ -60,6 +60,8 @@ class RegionMover {
     // The block is not here, but is being stored or on a lower tier.
     std::function<bool(const kv::KeySpace&, const kv::BlockKey&)> is_coming;
     std::function<void(kv::TenantId, Reason)> count_store;
+    // The block is on a lower tier, from where the promoter can bring it.
+    std::function<bool(const kv::KeySpace&, const kv::BlockKey&)> is_below;
   };
   using Share = RegionShare;
 
@@ -135,9 +137,15 @@ class RegionMover {
   void FindBlock(LoadOperation* load, size_t i);
   bool FindOnGpu(LoadOperation* load, size_t i);
   bool AddFrame(LoadOperation* load, size_t i, kv::FrameId frame);
+  // Finds all its blocks and begins to copy them.
+  void Begin(const Loads& load);
+  // Pages of a part that came from the GPU tier and are corrupt: from host memory, or below, into the same pages.
+  void LoadAgain(const Loads& load, const LoadPart& part, const gpu::CopyBatch& batch, std::span<const size_t> pages);
+  void SetPlanes(const Loads& load, size_t part, uint32_t n_planes);
   // What FindBlock has added.
   void SubmitParts(const Loads& load);
   void EndPart(const Loads& load, LoadPart* part, gpu::CopyBatch* batch, const absl::Status& status);
+  void DropFromGpu(const LoadOperation& load, const LoadPart& part, size_t page);
   void OfferToGpu(const LoadOperation& load, size_t i, const gpu::PageCopy& copied, kv::FrameId frame);
   void WaitForPending(const Loads& load);
   void OnLocated(const Loads& load, const std::vector<BlockPlace>& places);

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kvstore/base/block_copy.h"
+#include "kvstore/base/log.h"
 #include "kvstore/base/status_macros.h"
 #include "tiering/region_mover.h"
 
@@ -34,6 +35,9 @@ struct RegionMover::LoadOperation {
   uint64_t bytes = 0;
   uint32_t as_of_flushes = 0;
   int64_t deadline_ns = 0;
+  // For blocks whose copies in the GPU tier were corrupt: not from there again.
+  bool is_second = false;
+  std::vector<std::vector<uint64_t>> expected;  // checksums, one a key: other bytes are not taken; empty: any are
   // Keep what is on its way, once it is here, until the end, lease or no lease.
   std::vector<std::shared_ptr<Promotion>> promotions;
 
@@ -97,19 +101,23 @@ absl::Status RegionMover::Load(kv::TenantId tenant, std::shared_ptr<Share> share
     RETURN_IF_ERROR(TryBegin(gpu::Direction::kLoad, share.get(), load->bytes));
     load->share = std::move(share);
     BeginBusy();
-    for (size_t i = 0; i < n; ++i) FindBlock(load.get(), i);
-    SubmitParts(load);
-    if (!load->pending.empty()) WaitForPending(load);
+    Begin(load);
     EndBusy();
   }
   Leave(load);
   return absl::OkStatus();
 }
 
+void RegionMover::Begin(const Loads& load) {
+  for (size_t i = 0; i < load->request.keys.size(); ++i) FindBlock(load.get(), i);
+  SubmitParts(load);
+  if (!load->pending.empty()) WaitForPending(load);
+}
+
 void RegionMover::FindBlock(LoadOperation* load, size_t i) {
   const KeySpace& key_space = *load->request.key_space;
   const BlockKey& key = load->request.keys[i];
-  if (FindOnGpu(load, i)) return;
+  if (!load->is_second && FindOnGpu(load, i)) return;
   // On its way before here: what has just arrived is here.
   if (auto promotion = parts_.promoter->Join(key_space, key)) {
     load->promotions.push_back(std::move(promotion));
@@ -118,8 +126,18 @@ void RegionMover::FindBlock(LoadOperation* load, size_t i) {
   }
   if (const auto frame = parts_.catalog->PinIfHere(key_space, key)) {
     load->Settle(i, AddFrame(load, i, *frame) ? Reason::kNone : Reason::kCorrupt);
-  } else {
+  } else if (!load->is_second) {
     load->Settle(i, parts_.catalog->WhyMissing(key_space, key));
+  } else if (parts_.is_below(key_space, key)) {
+    Reason why_not = Reason::kNone;
+    if (auto promotion = parts_.promoter->Start(key_space, key, nullptr, &why_not)) {
+      load->promotions.push_back(std::move(promotion));
+      load->pending.push_back(i);
+    } else {
+      load->Settle(i, why_not);
+    }
+  } else {
+    load->Settle(i, Reason::kCorrupt);
   }
 }
 
@@ -147,13 +165,18 @@ bool RegionMover::FindOnGpu(LoadOperation* load, size_t i) {
   return true;
 }
 
-// The frame is pinned; the part keeps it so. False: its header is not that of the block, which is dropped.
+// The frame is pinned; the part keeps it so. False: its header is not that of the block, which is dropped, or its
+// bytes are others than those expected.
 bool RegionMover::AddFrame(LoadOperation* load, size_t i, FrameId frame) {
   const KeySpace& key_space = *load->request.key_space;
   const BlockKey& key = load->request.keys[i];
   auto checksums = parts_.tier->CheckedChecksums(frame, key_space, key);
   if (!checksums.has_value()) {
     parts_.catalog->Drop(key_space, key, frame, Reason::kCorrupt);
+    parts_.tier->Unpin(frame);
+    return false;
+  }
+  if (!load->expected.empty() && load->expected[i] != *checksums) {
     parts_.tier->Unpin(frame);
     return false;
   }
@@ -192,11 +215,7 @@ void RegionMover::SubmitParts(const Loads& load) {
     batch.after_event = load->request.after_event;
     if (load->request.planes_done) {
       batch.planes_done = [this, load, number = part->number](uint32_t n_planes) {
-        {
-          MutexLock lock(&load->mu);
-          load->planes[number] = n_planes;
-        }
-        TellPlanes(load);
+        SetPlanes(load, number, n_planes);
       };
     }
     batch.done = [this, load = load, part = part](gpu::CopyBatch& ended, const absl::Status& status) mutable {
@@ -221,13 +240,18 @@ void RegionMover::EndPart(const Loads& load, LoadPart* part, gpu::CopyBatch* bat
   const uint64_t bytes = key_space.identity.block_bytes;
   uint64_t copied_bytes = 0;
   std::vector<FrameId> unpin;
+  std::vector<size_t> again;
   for (size_t p = 0; p < part->blocks.size(); ++p) {
     const size_t i = part->blocks[p];
     const bool intact = status.ok() && batch->pages[p].intact;
     if (intact) copied_bytes += bytes;
     Reason reason = intact ? Reason::kNone : status.ok() ? Reason::kCorrupt : ReasonOf(status);
     if (part->gpu_tier != nullptr) {
-      if (status.ok() && !intact) part->gpu_tier->Drop(part->slots[p]);
+      if (reason == Reason::kCorrupt) {
+        DropFromGpu(*load, *part, p);
+        again.push_back(p);
+        reason = Reason::kNone;  // not yet settled
+      }
       // A frame that a lost copy still reads stays: it must not become another tenant's.
       if (!batch->frames_lost) part->gpu_tier->Unpin(part->slots[p]);
     } else {
@@ -245,24 +269,91 @@ void RegionMover::EndPart(const Loads& load, LoadPart* part, gpu::CopyBatch* bat
   }
   parts_.tier->UnpinAll(unpin);
   if (batch->frames_lost) Quarantine(part->frames.size() * bytes, status);
-  metrics_.Ended(gpu::Direction::kLoad, MemoryOf(load->device), status, part->gpu_tier == nullptr ? copied_bytes : 0,
+  metrics_.Ended(gpu::Direction::kLoad, MemoryOf(load->device),
+                 part->gpu_tier == nullptr ? FrameMemory::kHost : FrameMemory::kGpuTier, status, copied_bytes,
                  parts_.clock->NowNs() - part->submitted_ns);
-  if (part->gpu_tier != nullptr) metrics_.gpu_tier_bytes->Add(copied_bytes);
-  if (load->request.planes_done && status.ok()) {
-    {
-      MutexLock lock(&load->mu);
-      load->planes[part->number] = static_cast<uint32_t>(load->request.region->layout().planes.size());
-    }
-    TellPlanes(load);
-  }
+  if (!again.empty()) LoadAgain(load, *part, *batch, again);
+  if (status.ok()) SetPlanes(load, part->number, static_cast<uint32_t>(load->request.region->layout().planes.size()));
   Leave(load);
+}
+
+void RegionMover::DropFromGpu(const LoadOperation& load, const LoadPart& part, size_t page) {
+  if (!part.gpu_tier->Drop(part.slots[page])) return;  // another load has found it, too
+  metrics_.gpu_tier_corrupt->Add();
+  Log(LogLevel::kError, "block_corrupt",
+      {{"key", load.request.keys[part.blocks[page]].ToShortHex()},
+       {"tier", "gpu"},
+       {"gpu", parts_.gpus->devices()[*load.device].pci_bus}});
+}
+
+// A load of its own, which the first one waits for.
+void RegionMover::LoadAgain(const Loads& load, const LoadPart& part, const gpu::CopyBatch& batch,
+                            std::span<const size_t> pages) {
+  auto second = std::make_shared<LoadOperation>();
+  second->is_second = true;
+  second->request.region = load->request.region;
+  second->request.key_space = load->request.key_space;
+  second->device = load->device;
+  second->as_of_flushes = load->as_of_flushes;
+  second->deadline_ns = load->deadline_ns;
+  std::vector<size_t> blocks;
+  for (const size_t p : pages) {
+    blocks.push_back(part.blocks[p]);
+    second->request.keys.push_back(load->request.keys[blocks.back()]);
+    second->request.pages.push_back(load->request.pages[blocks.back()]);
+  }
+  size_t number;
+  {
+    MutexLock lock(&load->mu);
+    ++load->open;
+    number = load->planes.size();
+    load->planes.push_back(0);  // before the part that it was counts as whole
+    // The engine may be using planes that it was told of: the same bytes are written there again, no others.
+    if (load->planes[part.number] > 0) {
+      for (const size_t p : pages) second->expected.push_back(batch.pages[p].checksums);
+    }
+  }
+  {
+    MutexLock lock(&second->mu);
+    second->reasons.assign(blocks.size(), Reason::kCancelled);  // until they are found
+  }
+  if (load->request.planes_done) {
+    second->request.planes_done = [this, load, number](uint32_t n_planes) { SetPlanes(load, number, n_planes); };
+  }
+  second->request.done = [this, load, number, blocks = std::move(blocks)](std::span<const Reason> reasons) {
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      if (reasons[i] != Reason::kNone) load->Settle(blocks[i], reasons[i]);
+    }
+    SetPlanes(load, number, static_cast<uint32_t>(load->request.region->layout().planes.size()));
+    Leave(load);
+  };
+  BeginBusy();
+  worker_->Post(
+      [this, second = std::move(second)]() mutable {
+        if (!stopped_.load(std::memory_order_relaxed)) Begin(second);
+        Leave(second);
+        second.reset();
+        EndBusy();
+      },
+      true);
+}
+
+void RegionMover::SetPlanes(const Loads& load, size_t part, uint32_t n_planes) {
+  if (!load->request.planes_done) return;
+  {
+    MutexLock lock(&load->mu);
+    load->planes[part] = n_planes;
+  }
+  TellPlanes(load);
 }
 
 // The frame's pin goes over to the GPU tier, until it has read the block or wants it not.
 void RegionMover::OfferToGpu(const LoadOperation& load, size_t i, const gpu::PageCopy& copied, FrameId frame) {
-  gpu_tiers_[*load.device]->Offer(*load.request.key_space, load.request.keys[i], std::nullopt,
-                                  parts_.tier->Payload(frame), copied.checksums, load.as_of_flushes,
-                                  [tier = parts_.tier, frame] { tier->Unpin(frame); });
+  const KeySpace& key_space = *load.request.key_space;
+  const BlockKey& key = load.request.keys[i];
+  gpu_tiers_[*load.device]->Offer(
+      key_space, key, [&] { return parts_.catalog->ParentOf(key_space, key); }, parts_.tier->Payload(frame),
+      copied.checksums, load.as_of_flushes, [tier = parts_.tier, frame] { tier->Unpin(frame); });
 }
 
 void RegionMover::WaitForPending(const Loads& load) {

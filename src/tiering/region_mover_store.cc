@@ -194,7 +194,7 @@ void RegionMover::FinishStore(const Stores& store, const gpu::CopyBatch& batch, 
     parts_.fills->End(key_space, store->request.keys[i]);
   }
   if (is_lost) Quarantine(batch.pages.size() * key_space.identity.block_bytes, status);
-  metrics_.Ended(gpu::Direction::kStore, MemoryOf(store->device), status, copied_bytes,
+  metrics_.Ended(gpu::Direction::kStore, MemoryOf(store->device), FrameMemory::kHost, status, copied_bytes,
                  parts_.clock->NowNs() - store->submitted_ns);
   AnswerStore(store);
 }

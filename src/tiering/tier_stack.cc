@@ -205,6 +205,7 @@ void TierStack::Impl::AddRegions(MetricRegistry* metrics) {
   parts.gpus = gpus.get();
   parts.clock = clock;
   parts.is_coming = [this](const KeySpace& key_space, const BlockKey& key) { return IsComing(key_space, key); };
+  parts.is_below = [this](const KeySpace& key_space, const BlockKey& key) { return IsBelow(key_space, key); };
   parts.count_store = [this](kv::TenantId tenant, Reason reason) {
     tenants[tenant].store_blocks[static_cast<int>(reason)]->Add();
   };

@@ -29,6 +29,24 @@ std::vector<GpuUsage> TierStack::Impl::GpuUsages() const {
   return all;
 }
 
+// All GPUs' together; each GPU's own is GpuUsage's. Why it is not what was asked for: GPUs out of service, or full.
+TierUsage TierStack::Impl::GpuTierUsage(std::span<const GpuUsage> all) const {
+  TierUsage usage{.tier = "gpu", .state = TierState::kOffline};
+  if (all.empty()) usage.detail = gpus == nullptr ? "no GPU is used (gpu.enabled)" : gpus->why_none();
+  for (const GpuUsage& gpu : all) {
+    usage.capacity_bytes += gpu.tier_capacity_bytes;
+    usage.used_bytes += gpu.tier_used_bytes;
+    usage.blocks += gpu.tier_blocks;
+    if (gpu.health.ok() && gpu.tier_capacity_bytes > 0) {
+      usage.state = TierState::kOnline;
+    } else {
+      absl::StrAppend(&usage.detail, usage.detail.empty() ? "" : "; ", gpu.info.pci_bus, ": ",
+                      gpu.health.ok() ? "no memory for it (gpu.tier_bytes)" : gpu.health.message());
+    }
+  }
+  return usage;
+}
+
 TierStackStats TierStack::Stats() const {
   const Impl& impl = *impl_;
   const auto usage = impl.tier.pool().GetUsage();
@@ -75,6 +93,7 @@ TierStackStats TierStack::Stats() const {
   stats.key_spaces = impl.key_spaces.List().size();
   stats.prefaulted_bytes = impl.tier.prefaulted_bytes();
   stats.gpus = impl.GpuUsages();
+  if (impl.options.gpu_tier_bytes > 0) stats.tiers.push_back(impl.GpuTierUsage(stats.gpus));
   if (stats.gpus.empty()) stats.why_no_gpu = impl.gpus == nullptr ? "not used (gpu.enabled)" : impl.gpus->why_none();
   stats.host_regions = impl.regions->open_regions(RegionMemory::kHost);
   stats.gpu_regions = impl.regions->open_regions(RegionMemory::kGpu);

@@ -67,6 +67,7 @@ class TierStack::Impl {
   void RegisterGauges(MetricRegistry* metrics);
   void RegisterGpuGauges(MetricRegistry* metrics);
   std::vector<GpuUsage> GpuUsages() const;
+  TierUsage GpuTierUsage(std::span<const GpuUsage> all) const;
   void Put(const Session& session, PutRequest request);
   // Checks a pinned frame; drops the block and counts when it is bad.
   bool CheckPinned(const kv::KeySpace& key_space, const kv::BlockKey& key, kv::FrameId frame,

@@ -29,7 +29,7 @@ struct BlockInfo {
 };
 
 struct TierUsage {
-  std::string tier;
+  std::string tier;  // "host", first; "nvme"; "gpu", where gpu.tier_bytes asks for it
   uint64_t capacity_bytes = 0, used_bytes = 0, pinned_bytes = 0, blocks = 0;
   TierState state = TierState::kOnline;
   std::string detail;  // why it is not online; progress of recovery

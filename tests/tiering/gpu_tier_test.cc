@@ -30,6 +30,7 @@ class GpuTierTest : public ::testing::Test {
   void Make(uint64_t bytes) {
     auto made = GpuTier::Create({.bytes = bytes, .policy = "lru"}, &gpus_, &clock_, [this](GpuTier::Departure gone) {
       departed_.push_back(gone.key);
+      departed_parents_.push_back(gone.parent);
       departed_as_of_ = gone.as_of_flushes;
       if (hold_departures_) {
         held_.push_back(std::move(gone.done));
@@ -56,11 +57,18 @@ class GpuTierTest : public ::testing::Test {
               CopyCheck::kCompute, source.checksums, CopyStores::kCached);
     return source;
   }
+  void Offer(const kv::KeySpace& space, uint64_t number, const Source& source, uint32_t as_of_flushes) {
+    ++offered_;
+    const auto parent_of = [&]() -> std::optional<kv::BlockKey> {
+      if (!has_parents_) return std::nullopt;
+      return KeyOf(1000 + number);
+    };
+    tier_->Offer(space, KeyOf(number), parent_of, const_cast<std::byte*>(source.bytes.data()), source.checksums,
+                 as_of_flushes, [this] { ++released_; });
+  }
   // One load of a block from host memory.
   void Load(const kv::KeySpace& space, uint64_t number, const Source& source) {
-    ++offered_;
-    tier_->Offer(space, KeyOf(number), std::nullopt, const_cast<std::byte*>(source.bytes.data()), source.checksums,
-                 space.flushes.load(), [this] { ++released_; });
+    Offer(space, number, source, space.flushes.load());
     gpus_.engine(0)->Drain();
     EXPECT_EQ(released_.load(), offered_) << "the frame is let go of exactly once";
   }
@@ -89,7 +97,9 @@ class GpuTierTest : public ::testing::Test {
   testing::HostGpus gpus_;
   std::unique_ptr<kv::KeySpace> space_ = NewKeySpace(1, 0, kBlock);
   std::vector<kv::BlockKey> departed_;
+  std::vector<std::optional<kv::BlockKey>> departed_parents_;
   uint32_t departed_as_of_ = 0;
+  bool has_parents_ = false;
   bool hold_departures_ = false;
   std::deque<std::function<void()>> held_;
   std::atomic<int> released_{0};
@@ -157,9 +167,7 @@ TEST_F(GpuTierTest, AHeldBlockKeepsItsMemoryWhateverHappens) {
 TEST_F(GpuTierTest, ABlockOnItsWayUpWhenItsKeySpaceIsFlushedDoesNotArrive) {
   const Source source = SourceOf(*space_, 1);
   Load(*space_, 1, source);
-  ++offered_;
-  tier_->Offer(*space_, KeyOf(1), std::nullopt, const_cast<std::byte*>(source.bytes.data()), source.checksums,
-               space_->flushes.fetch_add(1), [this] { ++released_; });
+  Offer(*space_, 1, source, space_->flushes.fetch_add(1));
   gpus_.engine(0)->Drain();
   EXPECT_FALSE(Has(*space_, 1));
   EXPECT_EQ(tier_->GetStats().used_bytes, 0u);
@@ -174,13 +182,26 @@ TEST_F(GpuTierTest, ADepartureKnowsWhichFlushesItsBlockHasSeen) {
   EXPECT_EQ(departed_as_of_, 5u) << "it would be stored in host memory after it was flushed";
 }
 
+TEST_F(GpuTierTest, ADepartureNamesItsBlocksParent) {
+  for (uint64_t i = 0; i < 16; ++i) {
+    has_parents_ = i != 1;
+    Promote(*space_, i);
+  }
+  for (uint64_t i = 100; i < 106; ++i) Promote(*space_, i);
+  ASSERT_GE(departed_.size(), 3u);
+  for (size_t d = 0; d < departed_.size(); ++d) {
+    EXPECT_EQ(departed_[d], KeyOf(d)) << "the coldest first";
+    EXPECT_EQ(departed_parents_[d], d == 1 ? std::nullopt : std::optional(KeyOf(1000 + d))) << d;
+  }
+}
+
 TEST_F(GpuTierTest, ADroppedBlockIsNotFoundAgain) {
   Promote(*space_, 1);
   const auto found = tier_->Find(*space_, KeyOf(1));
   ASSERT_TRUE(found.has_value());
-  tier_->Drop(found->slot);
+  EXPECT_TRUE(tier_->Drop(found->slot));
   EXPECT_FALSE(Has(*space_, 1));
-  tier_->Drop(found->slot);
+  EXPECT_FALSE(tier_->Drop(found->slot)) << "another load found it, too";
   tier_->Unpin(found->slot);
   EXPECT_EQ(tier_->GetStats().used_bytes, 0u);
   EXPECT_EQ(tier_->GetStats().dropped, 1u);

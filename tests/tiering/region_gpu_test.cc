@@ -5,12 +5,15 @@
 // tested in tests/gpu.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <functional>
 #include <map>
 #include <set>
 #include <thread>
 
 #include "testing/host_gpus.h"
 #include "testing/region_fixture.h"
+#include "testing/slow_disk.h"
 
 namespace terrace::tiering {
 namespace {
@@ -35,12 +38,20 @@ class PlayedEngine final : public gpu::CopyEngine {
     MutexLock lock(&mu_);
     return frames_;
   }
+  // Of the batches from GPU memory since the last call: where each page's bytes came from.
+  std::vector<std::byte*> TakeDeviceFrames() {
+    MutexLock lock(&mu_);
+    return std::exchange(device_frames_, {});
+  }
   absl::Status Submit(gpu::CopyBatch& batch) override {
     absl::Status failure;
     bool lost = false;
     {
       MutexLock lock(&mu_);
-      for (const gpu::PageCopy& page : batch.pages) frames_.insert(page.frame);
+      for (const gpu::PageCopy& page : batch.pages) {
+        frames_.insert(page.frame);
+        if (batch.frames_on_device) device_frames_.push_back(page.frame);
+      }
       failure = std::exchange(failure_, absl::OkStatus());
       lost = std::exchange(lose_frames_, false);
     }
@@ -59,6 +70,7 @@ class PlayedEngine final : public gpu::CopyEngine {
   absl::Status failure_ ABSL_GUARDED_BY(mu_);
   bool lose_frames_ ABSL_GUARDED_BY(mu_) = false;
   std::set<std::byte*> frames_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::byte*> device_frames_ ABSL_GUARDED_BY(mu_);
   gpu::HostCopyEngine engine_{1, 64};
 };
 
@@ -112,10 +124,13 @@ class PlayedGpus final : public gpu::Gpus {
 
 class RegionGpuTest : public ::testing::Test {
  protected:
-  explicit RegionGpuTest(uint64_t gpu_tier_bytes = 0) : options_(testing::SmallStackOptions()) {
+  explicit RegionGpuTest(uint64_t gpu_tier_bytes = 0,
+                         const std::function<void(TierStackOptions*)>& change = [](TierStackOptions*) {})
+      : options_(testing::SmallStackOptions()) {
     options_.gpu = true;
     options_.gpu_tier_bytes = gpu_tier_bytes;
     options_.gpus_factory = [this](const gpu::GpuOptions&) { return std::make_unique<PlayedGpus>(&play_); };
+    change(&options_);
     stack_ = std::make_unique<TestStack>(options_);
     session_ = (*stack_)->OpenSession(0);
     space_ = &TestStack::Open(session_.get(), memory_.page_bytes());
@@ -257,8 +272,44 @@ TEST_F(RegionGpuTest, HostMemoryIsPinnedInTheBackground) {
 
 class RegionGpuTierTest : public RegionGpuTest {
  protected:
-  RegionGpuTierTest() : RegionGpuTest(8 << 20) {}
+  explicit RegionGpuTierTest(const std::function<void(TierStackOptions*)>& change = [](TierStackOptions*) {})
+      : RegionGpuTest(8 << 20, change) {}
   double FromGpu() const { return stack_->Metric("terrace_transfer_bytes_total", "src", "gpu_tier"); }
+  // Stored, and loaded from host memory until the GPU has them; then where they lie there, one a key.
+  std::vector<std::byte*> PutOnGpu(uint64_t first, size_t n) {
+    FillPages(first, n);
+    EXPECT_EQ(StoreKeys(first, n), All(n));
+    std::vector<std::byte*> frames;
+    for (int i = 0; i < 20 && frames.size() != n; ++i) {
+      play_.engine.TakeDeviceFrames();
+      EXPECT_EQ(LoadKeys(first, n), All(n));
+      play_.engine.Drain();
+      frames = play_.engine.TakeDeviceFrames();
+    }
+    EXPECT_EQ(frames.size(), n);
+    return frames;
+  }
+  // Loaded twice, so that blocks there make room for them.
+  void StoreAndLoad(uint64_t first, size_t n) {
+    FillPages(first, n);
+    EXPECT_EQ(StoreKeys(first, n), All(n));
+    for (int i = 0; i < 3; ++i) {
+      EXPECT_EQ(LoadKeys(first, n), All(n));
+      play_.engine.Drain();
+    }
+  }
+  // Other blocks take the place of all that is in host memory.
+  void FillHost() {
+    for (uint64_t round = 100; round < 130; ++round) {
+      FillPages(round * 40, 40);
+      ASSERT_EQ(StoreKeys(round * 40, 40), All(40)) << round;
+    }
+  }
+  bool IsInHost(uint64_t number) {
+    const auto info = (*stack_)->Stat(*space_, KeyOf(number));
+    return info.has_value() && info->tier == "host";
+  }
+  double Corrupt() const { return stack_->Metric("terrace_integrity_failures_total", "tier", "gpu"); }
 };
 
 TEST_F(RegionGpuTierTest, WhatIsLoadedAgainAndAgainComesFromTheGpu) {
@@ -285,6 +336,139 @@ TEST_F(RegionGpuTierTest, WhatIsLoadedAgainAndAgainComesFromTheGpu) {
   (*stack_)->Flush(nullptr);
   EXPECT_EQ((*stack_)->Stats().gpus[0].tier_blocks, 0u);
   EXPECT_EQ(LoadKeys(190, 4), All(4, Reason::kFlushed));
+}
+
+TEST_F(RegionGpuTierTest, ACorruptCopyIsDroppedAndTheBlockComesFromHostMemory) {
+  const std::vector<std::byte*> frames = PutOnGpu(0, 4);
+  ASSERT_EQ(frames.size(), 4u);
+  for (const size_t bad : {1, 3}) frames[bad][70'000 * (bad - 1)] ^= std::byte{4};
+  memory_.Clear();
+  EXPECT_EQ(LoadKeys(0, 4), All(4));
+  for (uint64_t page = 0; page < 4; ++page) EXPECT_TRUE(Holds(page, page)) << page;
+  EXPECT_EQ(Corrupt(), 2);
+  EXPECT_EQ((*stack_)->Stats().gpus[0].tier_blocks, 2u);
+  EXPECT_EQ(stack_->Metric("terrace_integrity_failures_total", "tier", "host"), 0) << "that copy is good";
+  // Host memory's is as bad: then, and only then, it is a miss. (Its frames are those that the GPU's are not.)
+  const std::set<std::byte*> seen = play_.engine.FramesSeen();
+  for (std::byte* frame : seen) {
+    if (std::find(frames.begin(), frames.end(), frame) == frames.end()) frame[5] ^= std::byte{1};
+  }
+  frames[0][9] ^= std::byte{1};
+  EXPECT_EQ(LoadKeys(0, 4), (std::vector<Reason>{Reason::kCorrupt, Reason::kCorrupt, Reason::kNone, Reason::kCorrupt}));
+  EXPECT_TRUE(Holds(2, 2)) << "from the GPU";
+  EXPECT_EQ(Corrupt(), 3);
+}
+
+TEST_F(RegionGpuTierTest, PlanesAreToldOnceTheSecondCopyHasThem) {
+  for (const size_t bad_byte : {size_t{10}, memory_.page_bytes() - 10}) {
+    const uint64_t first = bad_byte;
+    const std::vector<std::byte*> frames = PutOnGpu(first, 3);
+    ASSERT_EQ(frames.size(), 3u);
+    frames[2][bad_byte] ^= std::byte{1};
+    memory_.Clear();
+    RegionLoadRequest request = LoadRequestOf(region_, *space_, KeysOf(first, 3), 0);
+    std::atomic<uint32_t> told{0};
+    request.planes_done = [&](uint32_t n_planes) {
+      EXPECT_GT(n_planes, told.exchange(n_planes));
+      for (uint64_t page = 0; page < 3; ++page) {
+        const std::vector<std::byte> payload = PayloadOf(KeyOf(first + page), memory_.page_bytes());
+        const size_t piece = payload.size() / memory_.layout().planes.size();
+        for (uint32_t plane = 0; plane < n_planes; ++plane) {
+          const auto at = payload.begin() + static_cast<ptrdiff_t>(plane * piece);
+          EXPECT_EQ(memory_.ReadPlane(plane, page), std::vector(at, at + static_cast<ptrdiff_t>(piece)));
+        }
+      }
+    };
+    EXPECT_EQ(testing::Load(session_.get(), std::move(request)), All(3));
+    EXPECT_EQ(told.load(), memory_.layout().planes.size());
+  }
+  EXPECT_EQ(Corrupt(), 2);
+}
+
+TEST_F(RegionGpuTierTest, ACorruptCopyThatIsTheOnlyOneIsAMiss) {
+  const std::vector<std::byte*> frames = PutOnGpu(0, 2);
+  ASSERT_EQ(frames.size(), 2u);
+  FillHost();
+  ASSERT_FALSE(IsInHost(0) || IsInHost(1));
+  frames[1][100] ^= std::byte{1};
+  memory_.Clear();
+  EXPECT_EQ(LoadKeys(0, 2), (std::vector<Reason>{Reason::kNone, Reason::kCorrupt}));
+  EXPECT_TRUE(Holds(0, 0));
+  EXPECT_EQ(Corrupt(), 1);
+}
+
+// The disk outlives the stack that is on it.
+struct HasDisk {
+  testing::SlowDisk disk;
+};
+class RegionGpuTierDiskTest : public HasDisk, public RegionGpuTierTest {
+ protected:
+  RegionGpuTierDiskTest() : RegionGpuTierTest([this](TierStackOptions* options) { disk.PutUnder(options); }) {}
+};
+
+TEST_F(RegionGpuTierDiskTest, ACorruptCopyIsReplacedFromTheDisk) {
+  const std::vector<std::byte*> frames = PutOnGpu(0, 8);
+  ASSERT_EQ(frames.size(), 8u);
+  // Not each one gets there: whoever stores faster than the disk takes it loses blocks.
+  std::optional<uint64_t> block;
+  for (uint64_t first = 100; first < 1'000 && !block.has_value(); first += 10) {
+    FillPages(first, 10);
+    ASSERT_EQ(StoreKeys(first, 10), All(10));
+    ASSERT_TRUE(testing::WaitForRoom(stack_->stack.get()));
+    for (uint64_t i = 0; i < 8; ++i) {
+      if (testing::IsOnDiskOnly(stack_->stack.get(), *space_, KeyOf(i))) block = i;
+    }
+  }
+  ASSERT_TRUE(block.has_value());
+  for (std::byte* frame : frames) frame[1'000] ^= std::byte{1};
+  memory_.Clear();
+  RegionLoadRequest request = LoadRequestOf(region_, *space_, KeysOf(*block, 1), 0);
+  request.timeout_ns = 10'000'000'000;
+  EXPECT_EQ(testing::Load(session_.get(), std::move(request)), All(1));
+  EXPECT_TRUE(Holds(0, *block));
+  EXPECT_EQ(Corrupt(), 1);
+  EXPECT_TRUE(IsInHost(*block)) << "brought up on the way";
+}
+
+// Parent before child again: its chain is evicted from the end.
+TEST_F(RegionGpuTierTest, WhatComesBackToHostMemoryIsBehindItsParent) {
+  PutOnGpu(0, 2);
+  FillHost();
+  ASSERT_FALSE(IsInHost(0) || IsInHost(1));
+  FillPages(0, 1);
+  ASSERT_EQ(StoreKeys(0, 1), All(1));
+  ASSERT_FALSE((*stack_)->Stat(*space_, KeyOf(0))->has_children);
+  for (uint64_t first = 10'000; first < 12'000 && !IsInHost(1); first += 10) {
+    StoreAndLoad(first, 10);
+  }
+  ASSERT_TRUE(IsInHost(1)) << "it left the GPU";
+  EXPECT_TRUE((*stack_)->Stat(*space_, KeyOf(0))->has_children);
+}
+
+TEST_F(RegionGpuTierTest, ItIsATierAndItsBatchesAreItsOwn) {
+  PutOnGpu(0, 4);
+  const double batches = stack_->Metric("terrace_region_batches_total", "src", "gpu_tier");
+  const double from_host = stack_->Metric("terrace_region_batches_total", "src", "host");
+  EXPECT_GT(batches, 0);
+  EXPECT_EQ(LoadKeys(0, 4), All(4));
+  EXPECT_EQ(stack_->Metric("terrace_region_batches_total", "src", "gpu_tier"), batches + 1);
+  EXPECT_EQ(stack_->Metric("terrace_region_batches_total", "src", "host"), from_host);
+  const TierStackStats stats = (*stack_)->Stats();
+  ASSERT_EQ(stats.tiers.size(), 2u);
+  EXPECT_EQ(stats.tiers[0].tier, "host");
+  const TierUsage& usage = stats.tiers[1];
+  EXPECT_EQ(usage.tier, "gpu");
+  EXPECT_EQ(usage.capacity_bytes, 8u << 20);
+  EXPECT_EQ(usage.blocks, 4u);
+  EXPECT_EQ(usage.used_bytes, 4 * memory_.page_bytes());
+  EXPECT_EQ(usage.state, TierState::kOnline);
+  EXPECT_EQ(usage.detail, "");
+  {
+    MutexLock lock(&play_.mu);
+    play_.health = absl::UnavailableError("uncorrectable ECC error; reset it");
+  }
+  EXPECT_EQ((*stack_)->Stats().tiers[1].state, TierState::kOffline);
+  EXPECT_NE((*stack_)->Stats().tiers[1].detail.find("reset it"), std::string::npos);
 }
 
 }  // namespace
