@@ -5,7 +5,7 @@ import re
 import sys
 
 # Values of these labels are not a closed list: names that a person configured, or what was built.
-OPEN_LABELS = {"tenant", "device", "version", "commit", "le"}
+OPEN_LABELS = {"tenant", "device", "version", "commit", "cuda", "le"}
 
 
 class Family:

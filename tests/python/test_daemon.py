@@ -40,7 +40,7 @@ def test_version():
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0].startswith("terraced 0.")
-    assert [line.split()[0] for line in lines[1:]] == ["commit", "compiler", "build"]
+    assert [line.split()[0] for line in lines[1:]] == ["commit", "compiler", "build", "cuda"]
 
 
 def test_pages(daemon):

@@ -121,7 +121,7 @@ std::string MetricsText(const MetricRegistry& registry) {
 void AddProcessMetrics(MetricRegistry* registry) {
   using Type = MetricRegistry::Type;
   registry->AddGauge("terrace_build_info", "Always 1; the labels say what runs.",
-                     {{"version", kVersion}, {"commit", kCommit}, {"cuda", "none"}})
+                     {{"version", kVersion}, {"commit", kCommit}, {"cuda", kCuda}})
       ->Set(1);
   const double start = WallSeconds();
   const auto started = [start] { return start; };

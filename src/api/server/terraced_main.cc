@@ -36,7 +36,7 @@ constexpr int kExitHeld = 3;
 
 std::string VersionText() {
   return absl::StrCat("terraced ", kVersion, "\ncommit    ", kCommit, "\ncompiler  ", kCompiler, "\nbuild     ",
-                      kBuildType);
+                      kBuildType, "\ncuda      ", kCuda);
 }
 
 void PrintLines(const absl::Status& status) {

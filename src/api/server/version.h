@@ -9,5 +9,6 @@ extern const char kVersion[];   // "0.1.0"
 extern const char kCommit[];    // 12 hex digits, "unknown" outside a git checkout
 extern const char kCompiler[];  // "Clang 14.0.6"
 extern const char kBuildType[]; // "RelWithDebInfo"
+extern const char kCuda[];      // of the toolkit that GPU support was built with, "13.0"; "none" without
 
 }  // namespace terrace::api
