@@ -41,7 +41,7 @@ RegionMetrics::RegionMetrics(MetricRegistry* metrics) {
       "Host memory given up because a copy that could not be stopped may still use it. Restart if it rises.");
   gpu_tier_corrupt = metrics->AddCounter("terrace_integrity_failures_total",
                                          "Blocks that failed a check and were dropped. Page if it rises.",
-                                         {{"tier", "gpu"}, {"reason", "corrupt"}});
+                                         {{"tier", "gpu"}, {"reason", "checksum"}});
 }
 
 void RegionMetrics::Ended(gpu::Direction direction, RegionMemory memory, FrameMemory frames,
