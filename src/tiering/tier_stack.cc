@@ -25,7 +25,6 @@ namespace terrace::tiering {
 using kv::BlockKey;
 using kv::FrameId;
 using kv::KeySpace;
-using kv::PrefixIndex;
 
 namespace {
 

@@ -25,8 +25,8 @@ class DeviceOp : public Op {
     wire::Retention retention{};
   };
   // mark: behind what the engine's stream held at the call; taken over.
-  DeviceOp(Work op_work, const Options& options, CUevent_st* mark)
-      : Op(std::move(op_work)), options(options), mark_(mark), left_(n()) {
+  DeviceOp(Work op_work, const Options& op_options, CUevent_st* mark)
+      : Op(std::move(op_work)), options(op_options), mark_(mark), left_(n()) {
     if (options.refs != nullptr) refs_.assign(options.refs, options.refs + n());
   }
 

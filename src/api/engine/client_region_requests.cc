@@ -69,7 +69,8 @@ void ClientConnection::OpenRegion(const wire::Header& header, const RegionOpenin
   auto region = slots.ok() ? context_->stack->OpenRegion(opening.device_uuid, opening.layout, opening.allocations,
                                                          opening.events)
                            : slots.status();
-  const std::optional<uint32_t> device = region.ok() ? context_->stack->DeviceOf(**region) : std::nullopt;
+  constexpr uint32_t kHostMemory = ~0u;
+  const uint32_t device = region.ok() ? context_->stack->DeviceOf(**region).value_or(kHostMemory) : kHostMemory;
   const auto id = regions_.EndOpening(region.ok() ? *region : nullptr, slots.ok() ? *slots : nullptr);
   if (!region.ok()) {
     Log(LogLevel::kWarning, "region_refused", {{"pid", pid_}, {"uid", uid_}, {"why", region.status().message()}});
@@ -79,11 +80,11 @@ void ClientConnection::OpenRegion(const wire::Header& header, const RegionOpenin
   Log(LogLevel::kInfo, "region_opened",
       {{"pid", pid_},
        {"region", *id},
-       {"memory", device.has_value() ? absl::StrCat("gpu ", *device) : "host"},
+       {"memory", device != kHostMemory ? absl::StrCat("gpu ", device) : "host"},
        {"pages", (*region)->layout().n_pages},
        {"page_bytes", (*region)->page_bytes()},
        {"planes", (*region)->layout().planes.size()}});
-  const wire::RegionRegistered registered{*id, device.value_or(~0u), 0};
+  const wire::RegionRegistered registered{*id, device, 0};
   const int fds[] = {(*slots)->fd()};
   Reply(header, AsBytes(registered), fds);
 }

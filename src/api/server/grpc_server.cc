@@ -77,12 +77,12 @@ class GrpcServer::Impl {
   ~Impl() { Shutdown(0); }
 
   absl::Status Start() {
-    static const bool plugins_ready = [] {
+    static const bool kPluginsReady = [] {
       grpc::EnableDefaultHealthCheckService(true);
       grpc::reflection::InitProtoReflectionServerBuilderPlugin();
       return true;
     }();
-    static_cast<void>(plugins_ready);
+    static_cast<void>(kPluginsReady);
     ASSIGN_OR_RETURN(UnixListener listener,
                      UnixListener::Listen(options_.socket_path, options_.socket_mode, SOCK_STREAM));
     RETURN_IF_ERROR(StartUnix());
