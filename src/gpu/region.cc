@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "gpu/copy_engine.h"
+#include "gpu/plane_overlap.h"
 #include "kvstore/base/block_copy.h"
 
 namespace terrace::gpu {
@@ -47,7 +48,7 @@ absl::Status RegionLayout::Validate(std::span<const uint64_t> allocation_bytes) 
       return absl::InvalidArgumentError("the planes' bytes do not add up");
     }
   }
-  return absl::OkStatus();
+  return CheckPlanesApart(*this);
 }
 
 absl::Status CheckBatch(const CopyBatch& batch) {

@@ -37,7 +37,7 @@ struct RegionLayout {
 
   uint64_t PageBytes() const;
   // Nothing in it is believed: every number is checked against the real sizes of the allocations, and no
-  // sum may overflow. Two pieces of one plane must not overlap. The text names the plane and the number.
+  // sum may overflow. No two pieces may share a byte. The text names the plane or planes, and the number.
   absl::Status Validate(std::span<const uint64_t> allocation_bytes) const;
 };
 

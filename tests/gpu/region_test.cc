@@ -82,7 +82,8 @@ TEST(RegionLayout, EveryNumberIsChecked) {
   layout.planes.assign(RegionLayout::kMaxPlanes + 1, {0, 0, 100, 100});
   EXPECT_THAT(WhyRefused(layout), HasSubstr("4097 planes"));
   layout.planes.pop_back();
-  EXPECT_TRUE(layout.Validate(std::vector<uint64_t>{1000}).ok());
+  for (size_t i = 0; i < layout.planes.size(); ++i) layout.planes[i].offset = 1000 * i;
+  EXPECT_TRUE(layout.Validate(std::vector<uint64_t>{1000 * RegionLayout::kMaxPlanes}).ok());
   EXPECT_THAT(WhyRefused(Good(), {}), HasSubstr("0 allocations"));
   EXPECT_THAT(WhyRefused(Good(), std::vector<uint64_t>(1025, 2000)), HasSubstr("1025 allocations"));
   layout = Good();
