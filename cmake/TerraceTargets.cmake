@@ -28,6 +28,11 @@ target_compile_options(terrace_warnings INTERFACE -Wall -Wextra -Wshadow -Wconve
   $<$<CXX_COMPILER_ID:GNU>:-Wno-missing-field-initializers>
   $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety -Wthread-safety-beta>)
 
+# What gcc finds wrong with GoogleTest's macros, and with variables that are there to take room.
+add_library(terrace_test_warnings INTERFACE)
+target_compile_options(terrace_test_warnings INTERFACE
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-shadow -Wno-dangling-else -Wno-unused-but-set-variable>)
+
 if(TERRACE_SANITIZE)
   add_compile_options(-fsanitize=${TERRACE_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${TERRACE_SANITIZE})
@@ -55,7 +60,8 @@ function(terrace_test name)
   endif()
   add_executable(${name} ${ARG_SOURCES})
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/tests)
-  target_link_libraries(${name} PRIVATE ${ARG_LIBS} GTest::gmock GTest::gtest_main Threads::Threads terrace_warnings)
+  target_link_libraries(${name} PRIVATE ${ARG_LIBS} GTest::gmock GTest::gtest_main Threads::Threads
+    terrace_warnings terrace_test_warnings)
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
 endfunction()

@@ -108,6 +108,7 @@ TEST_F(ConfigTest, ABadValueIsNamedWithWhatIsAccepted) {
               AllOf(HasSubstr("terraced.yaml:2: host.budget: \"lots\" is not a size such as 64GiB")));
   EXPECT_THAT(SetError("host.budget", "1MiB"), HasSubstr("at least 64MiB"));
   EXPECT_THAT(SetError("nvme.devices", "/disk=1MiB"), HasSubstr("at least 8MiB"));
+  EXPECT_THAT(SetError("gpu.staging_bytes", "1KiB"), HasSubstr("0, or a size of at least 2MiB"));
   EXPECT_THAT(SetError("host.budget", "0%"), HasSubstr("share of the machine's memory"));
   EXPECT_THAT(SetError("host.budget", "1000TiB"), HasSubstr("lower it"));
   EXPECT_THAT(SetError("host.lease_max_age", "30"), HasSubstr("with its unit"));

@@ -34,11 +34,9 @@ class ScribblingProcess {
       auto* words = reinterpret_cast<volatile uint8_t*>(memory);
       for (size_t at = 0;; at = (at + 4099) % bytes) {
         words[at] = words[at] ^ 1;
-        for (volatile int i = 0; i < 300; i = i + 1) {
-        }
+        for (int i = 0; i < 300; ++i) asm volatile("");
         words[at] = words[at] ^ 1;
-        for (volatile int i = 0; i < 3000; i = i + 1) {
-        }
+        for (int i = 0; i < 3000; ++i) asm volatile("");
       }
     }
   }

@@ -33,6 +33,16 @@ absl::Status SetSize(absl::string_view text, uint64_t min, uint64_t* target) {
   return absl::OkStatus();
 }
 
+// 0, or what is large enough to be of use.
+absl::Status SetSizeOrNone(absl::string_view text, uint64_t min, uint64_t* target) {
+  ASSIGN_OR_RETURN(const uint64_t value, ParseSize(text));
+  if ((value > 0 && value < min) || value > kMaxSize) {
+    return absl::InvalidArgumentError(absl::StrCat("0, or a size of at least ", FormatSize(min)));
+  }
+  *target = value;
+  return absl::OkStatus();
+}
+
 absl::Status SetUint(absl::string_view text, uint32_t min, uint32_t max, uint32_t* target) {
   ASSIGN_OR_RETURN(const uint64_t value, ParseUint(text, min, max));
   *target = static_cast<uint32_t>(value);
@@ -307,7 +317,7 @@ std::vector<ConfigOption> MakeOptions() {
        },
        [](const Config& c) { return c.stack.gpu_options.driver; }},
       {"gpu.staging_bytes", "size", "Memory of each GPU for gathering small pages into large copies. 0: none.",
-       [](tv t, Config* c) { return SetSize(t, 0, &c->stack.gpu_options.staging_bytes); },
+       [](tv t, Config* c) { return SetSizeOrNone(t, 2ull << 20, &c->stack.gpu_options.staging_bytes); },
        [](const Config& c) { return FormatSize(c.stack.gpu_options.staging_bytes); }},
       {"gpu.max_sms", "number",
        "Multiprocessors of a GPU that copying small pages may use at a time. 0: no kernels, the processor computes "
