@@ -24,8 +24,8 @@ uint64_t Checksum64(const void* data, size_t bytes, uint64_t seed) {
 bool CopyBlock(std::span<const Piece> source, std::span<const Piece> target, uint64_t identity_seed,
                CopyCheck check, std::span<uint64_t> checksums, CopyStores stores) {
 #if defined(__x86_64__)
-  static const bool has_avx2 = __builtin_cpu_supports("avx2");
-  if (has_avx2) return copy_avx2::CopyBlock(source, target, identity_seed, check, checksums, stores);
+  static const bool kHasAvx2 = __builtin_cpu_supports("avx2");
+  if (kHasAvx2) return copy_avx2::CopyBlock(source, target, identity_seed, check, checksums, stores);
 #endif
   return copy_portable::CopyBlock(source, target, identity_seed, check, checksums, stores);
 }

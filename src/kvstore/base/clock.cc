@@ -18,8 +18,8 @@ class RealClock final : public Clock {
 }  // namespace
 
 const Clock* Clock::Real() {
-  static const RealClock clock;
-  return &clock;
+  static const RealClock kClock;
+  return &kClock;
 }
 
 int64_t Clock::WallSeconds() {
