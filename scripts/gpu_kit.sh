@@ -10,6 +10,7 @@
 # under their own licences, which are copied along; do not ship the kit with Terrace.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
+case "${1:-}" in -*) die "unknown option: $1" "usage: scripts/gpu_kit.sh [DIR]" ;; esac
 kit="${1:-$ROOT/build/gpu-kit}"
 lib=/usr/lib/x86_64-linux-gnu
 packages=(libabsl-dev libxxhash-dev libssl-dev zlib1g-dev libspdlog-dev libfmt-dev liburing-dev libgtest-dev libgmock-dev)
