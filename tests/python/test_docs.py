@@ -47,6 +47,14 @@ def test_links_lead_somewhere(page):
             assert heading in slugs, link
 
 
+def test_every_label_of_tests_is_explained():
+    text = "".join(path.read_text() for path in (ROOT / "tests").rglob("CMakeLists.txt"))
+    labels = set(re.findall(r"\bLABELS (\w+)", text)) | {"unit"}
+    assert {"gpu", "contract"} < labels
+    testing = (ROOT / "docs/testing.md").read_text()
+    assert {label for label in labels if f"| `{label}` |" not in testing} == set()
+
+
 def test_every_option_that_is_named_exists():
     options = set(re.findall(r"^\| `([\w.]+)` \|", terraced("config", "defaults", "--format", "markdown"), re.MULTILINE))
     sections = "|".join(sorted({option.partition(".")[0] for option in options if "." in option}))
