@@ -23,7 +23,9 @@ absl::Status Refuse(size_t i, absl::string_view what) {
 }
 
 // Whether a file can be mapped without danger: touching a mapped page must never raise SIGBUS. So: memory, not a
-// disk; no huge-page file, whose holes may find no page; and nobody can make it shorter any more.
+// disk; no huge-page file, whose holes may find no page; and nobody can make it shorter any more. And without cost:
+// the file has all its memory. (An engine may punch holes later, and make this process pay for what it had paid for
+// itself; the machine's memory in use does not grow by it.)
 absl::Status CheckFile(size_t i, const AllocationHandle& handle) {
   if (handle.kind != HandleKind::kHostFd || handle.fd < 0) return Refuse(i, "not a descriptor of host memory");
   struct stat file {};
@@ -40,6 +42,12 @@ absl::Status CheckFile(size_t i, const AllocationHandle& handle) {
   }
   if (handle.bytes == 0 || handle.bytes > static_cast<uint64_t>(file.st_size)) {
     return Refuse(i, absl::StrCat(handle.bytes, " bytes of a file of ", file.st_size));
+  }
+  // Touching a hole, for reading too, takes memory, on the account of whoever touches it: this process.
+  if (const uint64_t allocated = static_cast<uint64_t>(file.st_blocks) * 512;
+      allocated < static_cast<uint64_t>(file.st_size)) {
+    return Refuse(i, absl::StrCat("of a file of ", file.st_size, " bytes only ", allocated,
+                                  " have memory: call posix_fallocate() first"));
   }
   return absl::OkStatus();
 }

@@ -16,7 +16,8 @@ namespace terrace::gpu {
 class HostRegion final : public Region {
  public:
   // Maps the descriptors read-write and checks the layout against their real sizes. InvalidArgument: not sealed
-  // against shrinking (F_SEAL_SHRINK: a file that shrinks would kill this process), or another kind of handle.
+  // against shrinking (F_SEAL_SHRINK: a file that shrinks would kill this process), a sparse file (its holes would be
+  // filled on this process's account, outside of its budget), or another kind of handle.
   static absl::StatusOr<std::shared_ptr<HostRegion>> Open(RegionLayout layout,
                                                           std::span<const AllocationHandle> allocations);
   // Memory of this process; it must stay until the region's last owner lets go.

@@ -25,7 +25,7 @@ class SealedMemory {
  public:
   explicit SealedMemory(uint64_t bytes, int seals = F_SEAL_SHRINK) : bytes_(bytes) {
     fd_ = memfd_create("engine", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    TERRACE_CHECK(fd_ >= 0 && ftruncate(fd_, static_cast<off_t>(bytes)) == 0);
+    TERRACE_CHECK(fd_ >= 0 && posix_fallocate(fd_, 0, static_cast<off_t>(bytes)) == 0);
     base_ = static_cast<std::byte*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0));
     TERRACE_CHECK(base_ != MAP_FAILED);
     if (seals != 0) TERRACE_CHECK(fcntl(fd_, F_ADD_SEALS, seals) == 0);

@@ -95,6 +95,27 @@ TEST(HostRegion, WhatCouldShrinkIsRefused) {
   EXPECT_THAT(WhyRefused(layout, {growing.handle()}), HasSubstr("F_SEAL_SHRINK"));
 }
 
+// The daemon would pay for what it reads there.
+TEST(HostRegion, ASparseFileIsRefused) {
+  constexpr uint64_t kBytes = 64 << 20;
+  const RegionLayout layout = Layout(4, {{0, 0, 4096, 4096}});
+  const SealedMemory memory(kBytes);
+  EXPECT_TRUE(HostRegion::Open(layout, std::array{memory.handle()}).ok());
+  const auto allocated = [&] {
+    struct stat file {};
+    EXPECT_EQ(fstat(memory.handle().fd, &file), 0);
+    return static_cast<uint64_t>(file.st_blocks) * 512;
+  };
+  for (const uint64_t hole : {uint64_t{0}, kBytes / 2, kBytes - 4096}) {
+    ASSERT_EQ(fallocate(memory.handle().fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(hole), 4096),
+              0);
+    EXPECT_THAT(WhyRefused(layout, {memory.handle()}), HasSubstr("posix_fallocate"));
+    EXPECT_EQ(allocated(), kBytes - 4096) << "looking at it must not fill it";
+    memory.data()[hole] = std::byte{1};
+    EXPECT_TRUE(HostRegion::Open(layout, std::array{memory.handle()}).ok());
+  }
+}
+
 TEST(HostRegion, OtherThingsThanMemoryAreRefused) {
   const RegionLayout layout = Layout(1, {{0, 0, 4096, 4096}});
   AllocationHandle handle{.kind = HandleKind::kHostFd, .fd = -1, .bytes = 4096};

@@ -40,7 +40,7 @@ class RegionMemory {
     layout_.n_pages = shape.n_pages;
     bytes_ = 4096 + 2 * shape.layers * shape.n_pages * stride;
     fd_ = memfd_create("region", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    TERRACE_CHECK(fd_ >= 0 && ftruncate(fd_, static_cast<off_t>(bytes_)) == 0);
+    TERRACE_CHECK(fd_ >= 0 && posix_fallocate(fd_, 0, static_cast<off_t>(bytes_)) == 0);
     if (shape.sealed) TERRACE_CHECK(fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK) == 0);
     void* base = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0);
     TERRACE_CHECK(base != MAP_FAILED);

@@ -41,6 +41,13 @@ Result CheckShared(const terrace_shared_memory& memory, uint32_t i) {
   return {};
 }
 
+// Memory that nobody has touched yet is taken here, by the process whose it is; the daemon opens no
+// sparse file. Where it cannot be had the daemon says why it does not copy.
+void TakeMemory(const terrace_shared_memory& memory) {
+  while (fallocate(memory.fd, 0, 0, static_cast<off_t>(memory.bytes)) != 0 && errno == EINTR) {
+  }
+}
+
 }  // namespace
 
 Result OpenRegion::Map(int progress_fd, uint64_t epoch, uint64_t connection, uint32_t id,
@@ -102,6 +109,7 @@ Result Region::FromSharedMemory(const terrace_shared_memory* memory, uint32_t n_
   source.n_pages = n_blocks;
   for (uint32_t i = 0; i < n_memory; ++i) {
     if (Result checked = CheckShared(memory[i], i); !checked.ok()) return checked;
+    TakeMemory(memory[i]);
   }
   for (uint32_t p = 0; p < n_planes; ++p) {
     const auto base = reinterpret_cast<uintptr_t>(planes[p].base);

@@ -233,7 +233,8 @@ TERRACE_EXPORT terrace_status terrace_device_pages_register(terrace_client*, con
                                                             terrace_pages** pages);
 
 /* The same for host memory in files: planes lie in [base, base + bytes) of mappings of descriptors that are
- * sealed against shrinking (memfd). The daemon maps and copies by itself; the engine's processors do nothing. */
+ * sealed against shrinking (memfd). The daemon maps and copies by itself; the engine's processors do nothing.
+ * Memory of the files that was not touched yet is taken now (fallocate), which may take a second for 5 GiB. */
 typedef struct terrace_shared_memory {
   int fd;         /* borrowed */
   void* base;     /* where offset 0 of the file is mapped in this process */
