@@ -4,6 +4,7 @@
 #include "tiering/region_mover.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -141,7 +142,9 @@ absl::Status RegionMover::TryBegin(gpu::Direction direction, Share* share, uint6
   const uint64_t before = in_copy.fetch_add(bytes, std::memory_order_relaxed);
   if (before == 0 || before + bytes <= options_.max_bytes) return absl::OkStatus();
   End(direction, share, bytes);
-  return absl::ResourceExhaustedError(absl::StrCat(before, " bytes are being copied already; try again"));
+  return absl::ResourceExhaustedError(absl::StrCat(before, " bytes are being copied already ", direction == gpu::Direction::kStore
+                                                   ? "out of engines' memory; try again"
+                                                   : "into engines' memory; try again"));
 }
 
 void RegionMover::End(gpu::Direction direction, Share* share, uint64_t bytes) {
@@ -183,6 +186,21 @@ Reason RegionMover::ReasonOf(const absl::Status& batch_status) {
     default:
       return Reason::kUnavailable;
   }
+}
+
+void RegionMover::SayRefused(gpu::Direction direction, std::optional<uint32_t> device, const absl::Status& why) const {
+  if (absl::IsCancelled(why)) return;  // the engine has gone
+  std::string memory = "host";
+  if (device.has_value()) {
+    const gpu::GpuInfo& gpu = parts_.gpus->devices()[*device];
+    memory = absl::StrCat("gpu ", *device, ", ", gpu.name, " at ", gpu.pci_bus);
+  }
+  Log(LogLevel::kWarning, "region_batch_refused",
+      {{"memory", memory},
+       {"what", direction == gpu::Direction::kStore ? "store" : "load"},
+       {"reason", std::string(ReasonName(ReasonOf(why)))},
+       {"why", why.message()},
+       {"effect", "its blocks are misses, or not stored"}});
 }
 
 void RegionMover::Quarantine(uint64_t bytes, const absl::Status& why) {

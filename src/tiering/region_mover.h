@@ -123,6 +123,8 @@ class RegionMover {
   void EndBusy();
   void Quarantine(uint64_t bytes, const absl::Status& why);
   static Reason ReasonOf(const absl::Status& batch_status);
+  // The copy engine did not take a batch: its blocks get ReasonOf(why), the log says more.
+  void SayRefused(gpu::Direction direction, std::optional<uint32_t> device, const absl::Status& why) const;
 
   void PostPlan(Stores store);
   void PlanStore(const Stores& store);

@@ -229,6 +229,7 @@ void RegionMover::SubmitParts(const Loads& load) {
     gpu::CopyBatch submitted = std::move(batch);
     const absl::Status begun = EngineFor(load->device)->Submit(submitted);
     if (!begun.ok()) {
+      SayRefused(gpu::Direction::kLoad, load->device, begun);
       EndPart(load, part.get(), &submitted, begun);
       EndBusy();
     }

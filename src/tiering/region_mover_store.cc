@@ -170,6 +170,7 @@ void RegionMover::SubmitStore(const Stores& store, gpu::CopyBatch batch) {
   BeginBusy();
   const absl::Status begun = EngineFor(store->device)->Submit(batch);
   if (begun.ok()) return;
+  SayRefused(gpu::Direction::kStore, store->device, begun);
   if (store->request.sources_read) store->request.sources_read();
   FinishStore(store, batch, begun);
   EndBusy();

@@ -94,6 +94,20 @@ TEST_F(ClientRegionTest, TheDaemonStoresAndLoadsEveryByte) {
   terrace_keyspace_free(other_keyspace);
 }
 
+// The daemon opens no file with holes: the library has the engine's process take what is missing.
+TEST_F(ClientRegionTest, MemoryThatNobodyHasTouchedIsTakenBeforeItIsRegistered) {
+  StartDaemon(1);
+  const SharedPages memory({70'000, 30'000, 65'536, 34'464}, 8);
+  for (const terrace_shared_memory& file : memory.memory()) {
+    ASSERT_EQ(fallocate(file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                        static_cast<off_t>(file.bytes)),
+              0);
+  }
+  terrace_pages* pages = memory.Register(Connect());
+  Why(pages, TERRACE_COPIER_DAEMON);
+  terrace_pages_free(pages);
+}
+
 TEST_F(ClientRegionTest, ABlockThatIsNotThereHasItsReasonAndTheOthersArrive) {
   StartDaemon(1);
   terrace_client* client = Connect();

@@ -38,6 +38,11 @@ class PlayedEngine final : public gpu::CopyEngine {
     MutexLock lock(&mu_);
     return frames_;
   }
+  // The next batch is not taken.
+  void RefuseNext(absl::Status status) {
+    MutexLock lock(&mu_);
+    refusal_ = std::move(status);
+  }
   // Of the batches from GPU memory since the last call: where each page's bytes came from.
   std::vector<std::byte*> TakeDeviceFrames() {
     MutexLock lock(&mu_);
@@ -48,6 +53,7 @@ class PlayedEngine final : public gpu::CopyEngine {
     bool lost = false;
     {
       MutexLock lock(&mu_);
+      if (!refusal_.ok()) return std::exchange(refusal_, absl::OkStatus());
       for (const gpu::PageCopy& page : batch.pages) {
         frames_.insert(page.frame);
         if (batch.frames_on_device) device_frames_.push_back(page.frame);
@@ -67,7 +73,7 @@ class PlayedEngine final : public gpu::CopyEngine {
 
  private:
   Mutex mu_;
-  absl::Status failure_ ABSL_GUARDED_BY(mu_);
+  absl::Status failure_ ABSL_GUARDED_BY(mu_), refusal_ ABSL_GUARDED_BY(mu_);
   bool lose_frames_ ABSL_GUARDED_BY(mu_) = false;
   std::set<std::byte*> frames_ ABSL_GUARDED_BY(mu_);
   std::vector<std::byte*> device_frames_ ABSL_GUARDED_BY(mu_);
@@ -229,6 +235,25 @@ TEST_F(RegionGpuTest, AFailedBatchLeavesNothing) {
   EXPECT_EQ(LoadKeys(0, 4), All(4, Reason::kUnavailable));
   EXPECT_EQ((*stack_)->Stats().tiers[0].pinned_bytes, 0u);
   EXPECT_EQ((*stack_)->Stats().tiers[0].blocks, 4u);
+}
+
+TEST_F(RegionGpuTest, TheLogSaysWhichGpuRefusedABatch) {
+  FillPages(0, 4);
+  play_.engine.RefuseNext(absl::ResourceExhaustedError("1024 batches wait already"));
+  ::testing::internal::CaptureStderr();
+  EXPECT_EQ(StoreKeys(0, 4), All(4, Reason::kOverload));
+  std::string log = ::testing::internal::GetCapturedStderr();
+  for (const char* text : {"region_batch_refused", "gpu 0, host at", "store", "overload", "1024 batches"}) {
+    EXPECT_NE(log.find(text), std::string::npos) << text << " in " << log;
+  }
+  EXPECT_EQ(StoreKeys(0, 4), All(4));
+  play_.engine.RefuseNext(absl::UnavailableError("closing"));
+  ::testing::internal::CaptureStderr();
+  EXPECT_EQ(LoadKeys(0, 4), All(4, Reason::kUnavailable));
+  log = ::testing::internal::GetCapturedStderr();
+  for (const char* text : {"gpu 0, host at", "load", "unavailable", "closing"}) {
+    EXPECT_NE(log.find(text), std::string::npos) << text << " in " << log;
+  }
 }
 
 TEST_F(RegionGpuTest, OutOfServiceMeansItsRegionsOnly) {

@@ -149,9 +149,9 @@ absl::Status CudaCopyEngine::Submit(CopyBatch& batch) {
   const size_t side = SideOf(batch.direction);
   {
     MutexLock lock(&mu_);
-    if (closing_) return absl::UnavailableError("the copy engine is closing");
+    if (closing_) return absl::UnavailableError("the GPU's copy engine is closing");
     if (not_begun_[side] >= options_.queue_depth) {
-      return absl::ResourceExhaustedError(absl::StrCat(options_.queue_depth, " batches are waiting already"));
+      return absl::ResourceExhaustedError(absl::StrCat(options_.queue_depth, " batches wait for the GPU already"));
     }
     ++not_begun_[side];
     ++pending_;
