@@ -142,9 +142,9 @@ absl::Status RegionMover::TryBegin(gpu::Direction direction, Share* share, uint6
   const uint64_t before = in_copy.fetch_add(bytes, std::memory_order_relaxed);
   if (before == 0 || before + bytes <= options_.max_bytes) return absl::OkStatus();
   End(direction, share, bytes);
-  return absl::ResourceExhaustedError(absl::StrCat(before, " bytes are being copied already ", direction == gpu::Direction::kStore
-                                                   ? "out of engines' memory; try again"
-                                                   : "into engines' memory; try again"));
+  const char* const way = direction == gpu::Direction::kStore ? "out of" : "into";
+  return absl::ResourceExhaustedError(
+      absl::StrCat(before, " bytes are being copied ", way, " engines' memory already; try again"));
 }
 
 void RegionMover::End(gpu::Direction direction, Share* share, uint64_t bytes) {

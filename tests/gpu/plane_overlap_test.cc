@@ -86,9 +86,11 @@ TEST(PlaneOverlap, AsMarkingEveryByteSays) {
     const absl::Status status = CheckPlanesApart(layout);
     ASSERT_EQ(status.ok(), !shares) << "seed " << seed << ": " << status;
     ++(shares ? overlapping : apart);
-    apart_with_unequal_strides += !shares && std::any_of(layout.planes.begin(), layout.planes.end(), [&](const Plane& p) {
-      return p.stride != layout.planes[0].stride && p.allocation == layout.planes[0].allocation;
-    });
+    const Plane& first = layout.planes[0];
+    const auto is_unequal = [&](const Plane& p) {
+      return p.stride != first.stride && p.allocation == first.allocation;
+    };
+    apart_with_unequal_strides += !shares && std::any_of(layout.planes.begin(), layout.planes.end(), is_unequal);
   }
   EXPECT_GT(overlapping, 3'000);
   EXPECT_GT(apart, 3'000);
