@@ -104,6 +104,12 @@ class Catalog {
   // are on their way. nullopt: nothing may go.
   // horizon_ns: for reuse_chance.
   std::optional<Departure> BeginDeparture(int64_t horizon_ns, uint32_t max_depth);
+  // The blocks before it in its chain, nearest first, at most max: up to the first for which stop() holds
+  // (under the catalogue's lock: it may take leaf locks only). They stay here; nothing is pinned.
+  std::vector<Departure> Before(const Departure& departure, int64_t horizon_ns, uint32_t max,
+                                absl::FunctionRef<bool(const kv::BlockKey&)> stop);
+  // A block that is to be copied and stays. Its frame is pinned until EndCopy. nullopt: it is not here.
+  std::optional<Departure> BeginCopy(const kv::KeySpace& key_space, const kv::BlockKey& key);
   void EndCopy(const Departure& departure) { tier_->Unpin(departure.frame); }
   // After EndCopy. leave: take it out of sight if nobody holds it meanwhile; else it stays.
   void EndDeparture(const Departure& departure, bool leave);
@@ -150,6 +156,8 @@ class Catalog {
   std::optional<Evicted> EvictOne(const kv::KeySpace& wanted);
   // Classes to take from, the one that has borrowed most first. wanted may always take from its own.
   std::vector<int> ClassesToTakeFromLocked(std::optional<int> wanted) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Departure DescribeLocked(kv::BlockId block, const kv::KeySpace* key_space, int64_t horizon_ns)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool MayGoLocked(kv::BlockId block, int64_t now_ns) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   const kv::KeySpace* KeySpaceOf(const kv::PrefixIndex::Entry& entry) const;
   EvictionPolicy* PolicyOf(kv::BlockId block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {

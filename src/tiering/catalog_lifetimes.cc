@@ -68,6 +68,49 @@ void Catalog::UnpinByHintLocked(BlockId block) {
   hint_pins_.erase(it);
 }
 
+Catalog::Departure Catalog::DescribeLocked(BlockId block, const KeySpace* key_space, int64_t horizon_ns) {
+  Departure departure;
+  departure.block = block;
+  departure.key_space = key_space;
+  departure.key = index_.Get(block).key;
+  departure.fingerprint = Fingerprint(*key_space, departure.key);
+  departure.uses = PolicyOf(block)->Uses(block);
+  departure.reuse_chance = PolicyOf(block)->ReuseChance(block, clock_->NowNs(), horizon_ns);
+  departure.as_of_flushes = key_space->flushes.load(std::memory_order_relaxed);
+  departure.done = (state_[block] & kDoneBit) != 0;
+  if (const BlockId parent = links_.Parent(block); parent != kNoBlock) departure.parent = index_.Get(parent).key;
+  return departure;
+}
+
+std::vector<Catalog::Departure> Catalog::Before(const Departure& departure, int64_t horizon_ns, uint32_t max,
+                                                absl::FunctionRef<bool(const BlockKey&)> stop) {
+  std::vector<Departure> before;
+  MutexLock lock(&mu_);
+  const PrefixIndex::Entry entry = index_.Get(departure.block);
+  if (entry.frame == kNoFrame || entry.key != departure.key) return before;  // gone meanwhile
+  for (BlockId above = links_.Parent(departure.block); above != kNoBlock && before.size() < max;
+       above = links_.Parent(above)) {
+    const PrefixIndex::Entry one = index_.Get(above);
+    if (one.frame == kNoFrame || stop(one.key)) break;
+    before.push_back(DescribeLocked(above, departure.key_space, horizon_ns));
+  }
+  return before;
+}
+
+std::optional<Catalog::Departure> Catalog::BeginCopy(const KeySpace& key_space, const BlockKey& key) {
+  MutexLock lock(&mu_);
+  const auto frame = PinIfHere(key_space, key);
+  if (!frame.has_value()) return std::nullopt;
+  const auto found = index_.Find(key_space.id, key);
+  if (!found.has_value() || found->frame != *frame) {
+    tier_->Unpin(*frame);
+    return std::nullopt;
+  }
+  Departure departure = DescribeLocked(found->block, &key_space, 0);
+  departure.frame = *frame;
+  return departure;
+}
+
 std::optional<Catalog::Departure> Catalog::BeginDeparture(int64_t horizon_ns, uint32_t max_depth) {
   MutexLock lock(&mu_);
   DrainTouchesLocked();
@@ -89,25 +132,14 @@ std::optional<Catalog::Departure> Catalog::BeginDeparture(int64_t horizon_ns, ui
     if (key_space == nullptr) continue;
     const auto frame = PinIfHere(*key_space, entry.key);
     if (!frame.has_value()) continue;
-    Departure departure;
-    departure.block = block;
+    Departure departure = DescribeLocked(block, key_space, horizon_ns);
     departure.frame = *frame;
-    departure.key_space = key_space;
-    departure.key = entry.key;
-    departure.fingerprint = Fingerprint(*key_space, entry.key);
-    departure.uses = policies_[from]->Uses(block);
-    departure.reuse_chance = policies_[from]->ReuseChance(block, now_ns, horizon_ns);
-    departure.as_of_flushes = key_space->flushes.load(std::memory_order_relaxed);
-    departure.done = (state_[block] & kDoneBit) != 0;
     for (BlockId above = links_.Parent(block); above != kNoBlock && departure.depth < max_depth;
          above = links_.Parent(above)) {
       ++departure.depth;
     }
     state_[block] |= kLeavingBit;
-    if (const BlockId parent = links_.Parent(block); parent != kNoBlock) {
-      ++leaving_children_[parent];
-      departure.parent = index_.Get(parent).key;
-    }
+    if (const BlockId parent = links_.Parent(block); parent != kNoBlock) ++leaving_children_[parent];
     return departure;
   }
   return std::nullopt;

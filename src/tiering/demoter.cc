@@ -89,89 +89,189 @@ int Demoter::Round() {
   while (wanted > 0 && begun < kMaxPerRound && !stopping_.load(std::memory_order_relaxed)) {
     const auto departure = catalog_->BeginDeparture(stay_ns, AdmissionPolicy::kMaxDepth);
     if (!departure.has_value()) break;
-    if (!Depart(*departure)) break;
-    const uint64_t bytes = departure->key_space->identity.block_bytes;
-    wanted -= std::min(wanted, bytes);
-    ++begun;
+    if (!Depart(*departure, stay_ns)) break;
+    wanted -= std::min(wanted, departure->key_space->identity.block_bytes);
+    begun += 1 + PayOwed(1);
   }
+  if (wanted == 0) begun += PayOwed(kOwedPerIdleRound);
   if (begun > 0) nvme_->Kick();
   return begun;
 }
 
-bool Demoter::Depart(const Catalog::Departure& departure) {
-  const kv::KeySpace& key_space = *departure.key_space;
-  const uint64_t bytes = key_space.identity.block_bytes;
-  const NvmeBlock block{key_space.digest, departure.key, bytes};
-  const auto end = [&](bool leave) {
-    catalog_->EndCopy(departure);
-    catalog_->EndDeparture(departure, leave);
+bool Demoter::LeavesWhenWritten(const Catalog::Departure& departure) {
+  MutexLock lock(&writing_mu_);
+  const auto it = writing_.find({departure.key_space->id, departure.key});
+  if (it == writing_.end()) return false;
+  catalog_->EndCopy(departure);
+  bytes_leaving_.fetch_add(departure.key_space->identity.block_bytes, std::memory_order_relaxed);
+  it->second = departure;
+  return true;
+}
+
+bool Demoter::IsOwed(const kv::KeySpace& key_space, const kv::BlockKey& key) const {
+  return owed_.contains({key_space.id, key});
+}
+
+bool Demoter::IsBelow(const kv::KeySpace& key_space, const kv::BlockKey& key) const {
+  const NvmeBlock block{key_space.digest, key, key_space.identity.block_bytes};
+  if (IsOwed(key_space, key) || nvme_->Find(block) == NvmeTier::Presence::kHere) return true;
+  MutexLock lock(&writing_mu_);
+  return writing_.contains({key_space.id, key});
+}
+
+AdmissionPolicy::Decision Demoter::Decide(const Catalog::Departure& departure, const Departures& before) {
+  const uint64_t bytes = departure.key_space->identity.block_bytes;
+  const bool is_room_free = nvme_->HasFreeRoom({departure.key_space->digest, departure.key, bytes});
+  const auto candidate_of = [&](const Catalog::Departure& one) {
+    AdmissionPolicy::Candidate candidate{.fingerprint = one.fingerprint,
+                                         .bytes = bytes,
+                                         .uses = one.uses,
+                                         .reuse_chance = one.reuse_chance,
+                                         .depth = one.depth};
+    candidate.hint.done = one.done;
+    candidate.is_room_free = is_room_free;
+    return candidate;
   };
+  std::vector<AdmissionPolicy::Candidate> others;
+  for (const Catalog::Departure& one : before) others.push_back(candidate_of(one));
+  MutexLock lock(&admission_mu_);
+  return admission_->Decide(candidate_of(departure), others, clock_->NowNs());
+}
+
+bool Demoter::Depart(const Catalog::Departure& departure, int64_t stay_ns) {
+  const kv::KeySpace& key_space = *departure.key_space;
+  const NvmeBlock block{key_space.digest, departure.key, key_space.identity.block_bytes};
+  if (LeavesWhenWritten(departure)) return true;
   if (nvme_->Find(block) == NvmeTier::Presence::kHere) {
-    end(true);
+    End(departure, true);
     return true;
   }
-  AdmissionPolicy::Decision decision;
-  {
-    MutexLock lock(&admission_mu_);
-    RetentionHint hint;
-    hint.done = departure.done;
-    decision = admission_->Decide({.fingerprint = departure.fingerprint,
-                                   .bytes = bytes,
-                                   .uses = departure.uses,
-                                   .reuse_chance = departure.reuse_chance,
-                                   .depth = departure.depth,
-                                   .hint = hint},
-                                  clock_->NowNs());
+  if (IsOwed(key_space, departure.key)) return Copy(departure);
+  const Departures before =
+      catalog_->Before(departure, stay_ns, AdmissionPolicy::kMaxBefore,
+                       [&](const kv::BlockKey& key) { return IsBelow(key_space, key); });
+  const AdmissionPolicy::Decision decision = Decide(departure, before);
+  if (decision == AdmissionPolicy::Decision::kAdmit) {
+    Owe(before);
+    return Copy(departure);
   }
-  if (decision != AdmissionPolicy::Decision::kAdmit) {
-    const bool for_budget = decision == AdmissionPolicy::Decision::kRejectBudget;
-    (for_budget ? counters_.rejected_budget : counters_.rejected_once)->Add();
-    end(true);
-    return true;
+  const bool for_budget = decision == AdmissionPolicy::Decision::kRejectBudget;
+  (for_budget ? counters_.rejected_budget : counters_.rejected_once)->Add();
+  End(departure, true);
+  return true;
+}
+
+void Demoter::Owe(const Departures& before) {
+  for (auto one = before.rbegin(); one != before.rend(); ++one) {
+    if (owed_list_.size() >= kMaxOwed) {
+      NotWritten(*one->key_space);
+    } else if (owed_.emplace(one->key_space->id, one->key).second) {
+      owed_list_.emplace_back(one->key_space, one->key);
+    }
   }
-  const std::vector<uint64_t> checksums = tier_->Checksums(departure.frame, bytes);
-  bytes_leaving_.fetch_add(bytes, std::memory_order_relaxed);
-  MutexLock lock(&append_mu_);
-  if (key_space.flushes.load(std::memory_order_relaxed) != departure.as_of_flushes) {
-    bytes_leaving_.fetch_sub(bytes, std::memory_order_relaxed);
-    end(false);
-    return true;
+}
+
+void Demoter::NotWritten(const kv::KeySpace& key_space) {
+  MutexLock lock(&admission_mu_);
+  admission_->OnNotWritten(1, key_space.identity.block_bytes);
+}
+
+int Demoter::PayOwed(int most) {
+  int paid = 0;
+  while (paid < most && !owed_list_.empty()) {
+    const auto [key_space, key] = owed_list_.front();
+    const bool is_settled = !IsOwed(*key_space, key);
+    const auto copy = is_settled ? std::nullopt : catalog_->BeginCopy(*key_space, key);
+    if (!copy.has_value()) {  // written meanwhile, or gone
+      owed_list_.pop_front();
+      if (owed_.erase({key_space->id, key}) > 0) NotWritten(*key_space);
+      continue;
+    }
+    const NvmeTier::Append appended = Append(*copy, false);
+    catalog_->EndCopy(*copy);
+    if (appended == NvmeTier::Append::kBusy || appended == NvmeTier::Append::kOffline) break;
+    owed_list_.pop_front();
+    owed_.erase({key_space->id, key});
+    if (appended == NvmeTier::Append::kCorrupt) catalog_->Drop(*key_space, key, copy->frame, Reason::kCorrupt);
+    if (appended == NvmeTier::Append::kAccepted) {
+      ++paid;
+    } else {
+      NotWritten(*key_space);
+    }
   }
-  const auto appended = nvme_->TryAppend(
-      block, departure.parent, {tier_->Payload(departure.frame), bytes}, checksums,
-      [this, departure, bytes](bool written) {
-        if (written) {
-          counters_.demoted_blocks->Add();
-          counters_.demoted_bytes->Add(bytes);
-        }
-        catalog_->EndDeparture(departure, written);
-        bytes_leaving_.fetch_sub(bytes, std::memory_order_relaxed);
-      });
-  if (appended == NvmeTier::Append::kAccepted) {
-    counters_.admitted->Add();
-    catalog_->EndCopy(departure);
-    return true;
+  return paid;
+}
+
+bool Demoter::Copy(const Catalog::Departure& departure) {
+  const kv::KeySpace& key_space = *departure.key_space;
+  const bool was_owed = owed_.erase({key_space.id, departure.key}) > 0;
+  const NvmeTier::Append appended = Append(departure, true);
+  if (appended == NvmeTier::Append::kAccepted) return true;  // OnWritten does the rest
+  const bool is_for_later = appended == NvmeTier::Append::kBusy || appended == NvmeTier::Append::kOffline;
+  if (was_owed && is_for_later) {
+    Owe({departure});
+  } else {
+    NotWritten(key_space);
   }
-  bytes_leaving_.fetch_sub(bytes, std::memory_order_relaxed);
   switch (appended) {
     case NvmeTier::Append::kPresent:
-      end(true);
+    case NvmeTier::Append::kTooLarge:
+      End(departure, true);
       return true;
     case NvmeTier::Append::kCorrupt:
-      catalog_->EndCopy(departure);
+      End(departure, false);
       catalog_->Drop(key_space, departure.key, departure.frame, Reason::kCorrupt);
       return true;
-    case NvmeTier::Append::kTooLarge:
-      end(true);
-      return true;
-    case NvmeTier::Append::kBudget:
-      counters_.rejected_budget->Add();
-      end(false);
-      return false;
-    default:  // busy or out of service: it stays, and stores evict by need
-      end(false);
-      return false;
+    case NvmeTier::Append::kBudget: counters_.rejected_budget->Add(); break;
+    default: break;  // busy or out of service: it stays, and stores evict by need
   }
+  End(departure, false);
+  return false;
+}
+
+NvmeTier::Append Demoter::Append(const Catalog::Departure& departure, bool leaves) {
+  const kv::KeySpace& key_space = *departure.key_space;
+  const uint64_t bytes = key_space.identity.block_bytes;
+  const Name name(key_space.id, departure.key);
+  const std::vector<uint64_t> checksums = tier_->Checksums(departure.frame, bytes);
+  MutexLock lock(&append_mu_);
+  if (key_space.flushes.load(std::memory_order_relaxed) != departure.as_of_flushes) return NvmeTier::Append::kOffline;
+  {
+    MutexLock writing_lock(&writing_mu_);
+    writing_[name] = leaves ? std::optional(departure) : std::nullopt;
+    if (leaves) bytes_leaving_.fetch_add(bytes, std::memory_order_relaxed);
+  }
+  const auto appended =
+      nvme_->TryAppend({key_space.digest, departure.key, bytes}, departure.parent,
+                       {tier_->Payload(departure.frame), bytes}, checksums,
+                       [this, name, bytes](bool written) { OnWritten(name, bytes, written); });
+  if (appended == NvmeTier::Append::kAccepted) {
+    counters_.admitted->Add();
+    if (leaves) catalog_->EndCopy(departure);
+    return appended;
+  }
+  MutexLock writing_lock(&writing_mu_);
+  writing_.erase(name);
+  if (leaves) bytes_leaving_.fetch_sub(bytes, std::memory_order_relaxed);
+  return appended;
+}
+
+void Demoter::OnWritten(const Name& name, uint64_t bytes, bool written) {
+  std::optional<Catalog::Departure> departure;
+  {
+    MutexLock lock(&writing_mu_);
+    const auto it = writing_.find(name);
+    if (it == writing_.end()) return;
+    departure = std::move(it->second);
+    writing_.erase(it);
+  }
+  if (!departure.has_value()) return;
+  if (written) {
+    counters_.demoted_blocks->Add();
+    counters_.demoted_bytes->Add(bytes);
+  }
+  catalog_->EndDeparture(*departure, written);
+  bytes_leaving_.fetch_sub(bytes, std::memory_order_relaxed);
 }
 
 }  // namespace terrace::tiering

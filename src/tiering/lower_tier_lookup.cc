@@ -36,6 +36,13 @@ bool LowerTierLookup::WorthLoading(const KeySpace& key_space, uint64_t blocks,
   return load_ns <= static_cast<double>(recompute_ns_per_token) * static_cast<double>(tokens * blocks);
 }
 
+void LowerTierLookup::MarkUsed(const KeySpace& key_space, std::span<const BlockKey> keys,
+                               std::span<const kv::PrefixIndex::Found> host) const {
+  for (size_t i = 0; i < keys.size() && host[i].block != kv::kNoBlock; ++i) {
+    nvme_->MarkUsed({key_space.digest, keys[i], key_space.identity.block_bytes});
+  }
+}
+
 std::vector<LowerTierLookup::Found> LowerTierLookup::Find(const KeySpace& key_space,
                                                           std::span<const BlockKey> keys,
                                                           std::span<const kv::PrefixIndex::Found> host,
@@ -100,6 +107,7 @@ std::vector<LowerTierLookup::Found> LowerTierLookup::Find(const KeySpace& key_sp
     }
     if (prefix && found.frame == kv::kNoFrame && found.promotion == nullptr) break;
   }
+  if (prefix && pending_bytes > 0) MarkUsed(key_space, keys, host);
   return all;
 }
 

@@ -45,6 +45,9 @@ class LowerTierLookup {
  private:
   enum class Where : uint8_t { kNowhere, kHost, kUnderWay, kNvme, kOffline };
   Where WhereIs(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
+  // A chain is used as a whole: what of it is in host memory may be needed from disk one day.
+  void MarkUsed(const kv::KeySpace& key_space, std::span<const kv::BlockKey> keys,
+                std::span<const kv::PrefixIndex::Found> host) const;
   bool WorthLoading(const kv::KeySpace& key_space, uint64_t blocks, int64_t recompute_ns_per_token) const;
 
   Catalog* const catalog_;

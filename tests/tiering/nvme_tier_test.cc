@@ -84,18 +84,48 @@ TEST(NvmeTierTest, RingGoesRoundAndIndexStaysBounded) {
   EXPECT_EQ(rig.AllFailures(), 0);
 }
 
-TEST(NvmeTierTest, WhatWasHitSurvivesTheRing) {
+TEST(NvmeTierTest, WhatIsHitAgainAndAgainSurvivesTheRing) {
   NvmeRig rig;
   rig.Open();
   const uint64_t n = rig.Device().capacity_bytes / kMiddle;
   constexpr uint64_t kHot = 1'000'000;
   ASSERT_EQ(rig.StoreMany(kHot, 20, kMiddle), 20);
-  for (uint64_t round = 0; round < 4; ++round) {
+  for (uint64_t round = 0; round < 16; ++round) {  // four times round the ring
     EXPECT_EQ(rig.Readable(kHot, 20, kMiddle), 20u) << "round " << round;
-    rig.StoreMany(round * n, n, kMiddle);
+    rig.StoreMany(round * n, n / 4, kMiddle);
   }
   EXPECT_EQ(rig.Readable(kHot, 20, kMiddle), 20u);
   EXPECT_EQ(rig.AllFailures(), 0);
+}
+
+TEST(NvmeTierTest, WhatWasHitEarlyInItsStayOnlyIsNotWrittenAgain) {
+  NvmeRig rig;
+  rig.Open();
+  const uint64_t n = rig.Device().capacity_bytes / kMiddle;
+  constexpr uint64_t kHot = 1'000'000;
+  ASSERT_EQ(rig.StoreMany(kHot, 20, kMiddle), 20);
+  EXPECT_EQ(rig.Readable(kHot, 20, kMiddle), 20u);
+  rig.StoreMany(0, n / 2, kMiddle);
+  for (uint64_t i = 0; i < 20; ++i) EXPECT_TRUE(rig.Has(kHot + i, kMiddle)) << "its stay is not over";
+  rig.StoreMany(n, n, kMiddle);
+  for (uint64_t i = 0; i < 20; ++i) EXPECT_FALSE(rig.Has(kHot + i, kMiddle));
+}
+
+TEST(NvmeTierTest, ADiskHasFreeRoomUntilTheRingHasGoneRound) {
+  NvmeRig rig;
+  rig.Open();
+  const uint64_t n = rig.Device().capacity_bytes / kMiddle;
+  EXPECT_TRUE(rig.tier->HasFreeRoom(BlockOf(0, kMiddle)));
+  rig.StoreMany(0, n / 2, kMiddle);
+  EXPECT_TRUE(rig.tier->HasFreeRoom(BlockOf(0, kMiddle)));
+  rig.StoreMany(n, n, kMiddle);
+  EXPECT_FALSE(rig.tier->HasFreeRoom(BlockOf(0, kMiddle)));
+  rig.Close();
+  rig.Open();
+  EXPECT_FALSE(rig.tier->HasFreeRoom(BlockOf(0, kMiddle))) << "a new process finds it full";
+  EXPECT_GT(rig.tier->Flush(std::nullopt), 0u);
+  rig.Settle();
+  EXPECT_TRUE(rig.tier->HasFreeRoom(BlockOf(0, kMiddle))) << "it was emptied";
 }
 
 TEST(NvmeTierTest, ReinsertionNeverTakesMoreThanHalfOfTheWrites) {

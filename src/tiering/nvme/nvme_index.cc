@@ -72,6 +72,7 @@ void NvmeIndex::Forget(Shard& shard, Set::iterator it) {
   Entry& entry = EntryOf(*it);
   const uint16_t pages = entry.pages.fetch_and(kPagesMask, std::memory_order_relaxed) & kPagesMask;
   blocks_.fetch_sub(1, std::memory_order_relaxed);
+  segments_[*it >> entry_bits_].live.fetch_sub(1, std::memory_order_release);
   used_pages_.fetch_sub(pages, std::memory_order_relaxed);
   shard.set.erase(it);
 }
@@ -146,8 +147,16 @@ bool NvmeIndex::Publish(uint32_t id, const NvmeEntry& data, uint32_t replaces,
   shard.set.insert(id);
   entry.pages.fetch_or(kLive, std::memory_order_relaxed);
   blocks_.fetch_add(1, std::memory_order_relaxed);
+  segments_[id >> entry_bits_].live.fetch_add(1, std::memory_order_release);
   used_pages_.fetch_add(data.pages, std::memory_order_relaxed);
   return true;
+}
+
+void NvmeIndex::ForgetHits(uint32_t segment) {
+  const uint32_t count = entry_count(segment);
+  for (uint32_t i = 0; i < count; ++i) {
+    EntryOf(segment << entry_bits_ | i).pages.fetch_and(static_cast<uint16_t>(~kHit), std::memory_order_relaxed);
+  }
 }
 
 void NvmeIndex::DropSegment(uint32_t segment) {

@@ -59,6 +59,11 @@ class NvmeIndex {
     return segments_[segment].count.load(std::memory_order_acquire);
   }
 
+  // Blocks that are visible in a segment.
+  uint32_t live_count(uint32_t segment) const {
+    return segments_[segment].live.load(std::memory_order_acquire);
+  }
+
   // One thread at a time for one segment.
   // The number of a new entry, not published yet; kNone: no memory or no room.
   uint32_t Reserve(uint32_t segment);
@@ -71,6 +76,8 @@ class NvmeIndex {
   void Expect(uint64_t blocks);
   // Empty from now on, in a new use. REQUIRES: nothing reserved there is still to be published.
   void ResetSegment(uint32_t segment, uint64_t sequence);
+  // Nothing in the segment counts as used any more.
+  void ForgetHits(uint32_t segment);
   // Takes out all that is visible in a segment; it stays in its use.
   void DropSegment(uint32_t segment);
   // The i-th entry of a segment, if it is visible.
@@ -93,7 +100,7 @@ class NvmeIndex {
   static constexpr uint32_t kFirstChunk = 64;
   struct Segment {
     std::atomic<uint64_t> sequence{0};
-    std::atomic<uint32_t> count{0};
+    std::atomic<uint32_t> count{0}, live{0};
     std::array<std::unique_ptr<Entry[]>, 12> chunks;
   };
   struct Hash {

@@ -84,6 +84,11 @@ void NvmeStore::Kick() {
   Wake();
 }
 
+bool NvmeStore::MarkUsed(const NvmeBlock& block) {
+  NvmeVolume* volume = disk_.volume.load(std::memory_order_acquire);
+  return volume != nullptr && volume->index.Find(NvmeFingerprint(block, volume->fingerprint_seed), true).has_value();
+}
+
 bool NvmeStore::Drop(const NvmeBlock& block) {
   NvmeVolume* volume = disk_.volume.load(std::memory_order_acquire);
   return volume != nullptr &&
@@ -230,6 +235,7 @@ void NvmeStore::StepReady(int64_t now_ns) {
   reader_.Step(now_ns);
   writer_.Step(now_ns, kick_.exchange(false, std::memory_order_acq_rel));
   scrubber_.Step(now_ns);
+  has_free_room_.store(writer_.has_free_room(), std::memory_order_relaxed);
   checkpoint_ticket_.store(writer_.checkpoint_ticket(), std::memory_order_release);
 }
 

@@ -42,6 +42,9 @@ class NvmeStore {
   NvmeTier::Append TryAppend(const NvmeBlock& block, const std::optional<kv::BlockKey>& parent,
                              std::span<const std::byte> payload, std::span<const uint64_t> checksums,
                              std::function<void(bool)> done);
+  // As if it had been read. False: not here.
+  bool MarkUsed(const NvmeBlock& block);
+  bool has_free_room() const { return has_free_room_.load(std::memory_order_relaxed); }
   void Kick();
   bool Drop(const NvmeBlock& block);
   uint64_t Flush(const std::optional<std::array<uint8_t, 32>>& key_space_digest);
@@ -89,6 +92,7 @@ class NvmeStore {
   NvmeWriter writer_;
   NvmeScrubber scrubber_;
   std::atomic<TierState> state_{TierState::kStarting};
+  std::atomic<bool> has_free_room_{false};
 
   // The store's thread.
   std::unique_ptr<BlockDevice> device_;

@@ -142,6 +142,20 @@ NvmeTier::Append NvmeTier::TryAppend(const NvmeBlock& block, const std::optional
   return answer;
 }
 
+bool NvmeTier::HasFreeRoom(const NvmeBlock& block) const {
+  bool is_free = false;
+  impl_->ForEach(block, [&](NvmeStore& store) {
+    if (store.state() != TierState::kOnline) return false;
+    is_free = store.has_free_room();
+    return true;
+  });
+  return is_free;
+}
+
+void NvmeTier::MarkUsed(const NvmeBlock& block) {
+  impl_->ForEach(block, [&](NvmeStore& store) { return store.MarkUsed(block); });
+}
+
 void NvmeTier::Kick() {
   for (const auto& store : impl_->stores) store->Kick();
 }

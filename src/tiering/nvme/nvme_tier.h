@@ -96,6 +96,10 @@ class NvmeTier {
   Append TryAppend(const NvmeBlock& block, const std::optional<kv::BlockKey>& parent,
                    std::span<const std::byte> payload, std::span<const uint64_t> checksums,
                    std::function<void(bool)> done);
+  // What is appended now takes the place of nothing: its disk is not full yet, or was emptied.
+  bool HasFreeRoom(const NvmeBlock& block) const;
+  // As if it had been read: a block behind it was, and this one's copy in a faster tier may be lost.
+  void MarkUsed(const NvmeBlock& block);
   // Nothing more is coming for a while: writes what stands in buffers. Also done after 50 ms.
   void Kick();
 

@@ -159,6 +159,13 @@ uint32_t NvmeWriter::HotPages(uint32_t segment) const {
   return std::min(pages, volume_->geometry.segment_pages() / 2);
 }
 
+// What was read early in its stay and not since has rested for longer than what is new here: it is not worth
+// another write. So hits count that a block has in the second half of its stay.
+void NvmeWriter::ForgetOldHits() {
+  const uint32_t half = volume_->geometry.segments / 2;  // uses of segments until it is this one's turn
+  if (half < disk_->ring.size()) volume_->index.ForgetHits(disk_->ring[half]);
+}
+
 void NvmeWriter::Prepare() {
   if (is_ending_ || is_preparing_ || cleaner_ || disk_->ring.empty() || disk_->log.has_prepared()) return;
   const uint32_t segment = disk_->ring.front();
@@ -172,6 +179,7 @@ void NvmeWriter::Prepare() {
   const bool is_early = open.page < (volume_->geometry.segment_pages() - kept_pages_) / 2;
   if (!disk_->log.TakeOutOfRoom() && !is_empty && open.sequence != 0 && is_early) return;
   disk_->ring.erase(disk_->ring.begin());
+  ForgetOldHits();
   cleaner_.emplace(segment);
   ++cleaner_number_;
   kept_pages_ = HotPages(segment);

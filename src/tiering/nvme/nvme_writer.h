@@ -44,6 +44,10 @@ class NvmeWriter {
   void Step(int64_t now_ns, bool all);
   // No requests are made any more; what waits is given up once nothing is on its way.
   void GiveUp();
+  // What is written next takes the place of nothing.
+  bool has_free_room() const {
+    return volume_ != nullptr && !disk_->ring.empty() && volume_->index.live_count(disk_->ring.front()) == 0;
+  }
   bool idle() const { return runs_ == 0 && tasks_.empty() && !cleaner_; }
 
   // ticket: what checkpoint_ticket() says once it was written in full, or more.
@@ -89,6 +93,7 @@ class NvmeWriter {
   void Seal();
   void Prepare();
   uint32_t HotPages(uint32_t segment) const;
+  void ForgetOldHits();
   void Clean();
   bool StartMoves();
   void KeepRoom();

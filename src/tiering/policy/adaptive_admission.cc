@@ -13,6 +13,7 @@ constexpr uint64_t kMinRemembered = 4096, kMaxRemembered = 1 << 24;
 constexpr double kReach = 23.5;
 constexpr double kFirstHitsPerWrite = 0.5;
 constexpr double kLeastCutoff = 1, kMostCutoff = AdmissionPolicy::kMaxDepth + 1;
+constexpr double kLeftToFill = 0.5;  // of the write budget, while free room is filled
 constexpr uint32_t kAdaptEvery = 64;  // candidates
 
 }  // namespace
@@ -42,18 +43,38 @@ bool AdaptiveAdmission::IsWorthIt(const Candidate& candidate) {
   return candidate.depth < cutoff_ * budget_.LeftRatio();
 }
 
-AdmissionPolicy::Decision AdaptiveAdmission::Decide(const Candidate& candidate, int64_t now_ns) {
+bool AdaptiveAdmission::IsWanted(const Candidate& candidate) const {
+  return candidate.uses > 0 || wanted_.Contains(candidate.fingerprint);
+}
+
+bool AdaptiveAdmission::FillsRoom(const Candidate& candidate) const {
+  return candidate.is_room_free && budget_.LeftRatio() >= kLeftToFill;
+}
+
+AdmissionPolicy::Decision AdaptiveAdmission::Decide(const Candidate& candidate, std::span<const Candidate> before,
+                                                    int64_t now_ns) {
   if (--until_adapt_ == 0) Adapt();
   if (candidate.hint.done) return Reject(candidate, Decision::kRejectOnce);
-  if (candidate.uses == 0 && !wanted_.Contains(candidate.fingerprint)) {
-    const bool is_worth_it = IsWorthIt(candidate);
+  if (!IsWanted(candidate)) {
+    const bool is_worth_it = IsWorthIt(candidate) || FillsRoom(candidate);
     open_ratio_ += ((is_worth_it ? 1.0 : 0.0) - open_ratio_) / 256;
     if (!is_worth_it) return Reject(candidate, Decision::kRejectOnce);
   }
-  if (!budget_.TrySpend(candidate.bytes, now_ns)) return Reject(candidate, Decision::kRejectBudget);
+  for (const Candidate& one : before) {
+    const bool is_likely = one.reuse_chance < 0 || one.reuse_chance >= mean_chance_;
+    const bool is_worth_it = !one.hint.done && (is_likely || IsWanted(one) || FillsRoom(one));
+    if (!is_worth_it) return Reject(candidate, Decision::kRejectOnce);
+  }
+  if (!budget_.TrySpend(BytesOf(candidate, before), now_ns)) return Reject(candidate, Decision::kRejectBudget);
   wanted_.Remove(candidate.fingerprint);
-  ++writes_;
+  for (const Candidate& one : before) wanted_.Remove(one.fingerprint);
+  writes_ += static_cast<double>(1 + before.size());
   return Decision::kAdmit;
+}
+
+void AdaptiveAdmission::OnNotWritten(uint64_t blocks, uint64_t bytes) {
+  budget_.GiveBack(bytes);
+  writes_ = std::max(writes_ - static_cast<double>(blocks), 0.0);
 }
 
 void AdaptiveAdmission::Adapt() {

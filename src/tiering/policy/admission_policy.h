@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,13 +26,19 @@ class AdmissionPolicy {
     double reuse_chance = -1;   // EvictionPolicy::ReuseChance within StayNs; below 0: not known
     uint32_t depth = 0;         // blocks before it in its chain; kMaxDepth: as many or more
     RetentionHint hint;
+    bool is_room_free = false;  // what is written now takes the place of nothing
   };
   static constexpr uint32_t kMaxDepth = 64;
+  static constexpr uint32_t kMaxBefore = 256;  // see Decide
   enum class Decision { kAdmit, kRejectOnce /* not worth it yet */, kRejectBudget /* endurance */ };
 
   virtual ~AdmissionPolicy() = default;
-  // A block is about to leave host memory and is not on NVMe.
-  virtual Decision Decide(const Candidate& candidate, int64_t now_ns) = 0;
+  // A block is about to leave host memory and is not on NVMe. before: those before it in its chain, nearest
+  // first, that are not on NVMe either, at most kMaxBefore: without them it could not be found once host
+  // memory is lost. All of them are written, or none.
+  virtual Decision Decide(const Candidate& candidate, std::span<const Candidate> before, int64_t now_ns) = 0;
+  // So many of the blocks that were admitted were not written: the disk took no more at the moment.
+  virtual void OnNotWritten(uint64_t blocks, uint64_t bytes) = 0;
   // A block was stored anew, so some engine has just computed it: if it was rejected, that was a mistake.
   virtual void OnStore(uint64_t fingerprint, int64_t now_ns) = 0;
   // A block was found on NVMe and loaded.
@@ -46,6 +53,13 @@ class AdmissionPolicy {
     double open_ratio = 1.0;   // share of once-used candidates that is admitted now
   };
   virtual Stats GetStats() const = 0;
+
+ protected:
+  static uint64_t BytesOf(const Candidate& candidate, std::span<const Candidate> before) {
+    uint64_t bytes = candidate.bytes;
+    for (const Candidate& one : before) bytes += one.bytes;
+    return bytes;
+  }
 };
 
 struct AdmissionOptions {

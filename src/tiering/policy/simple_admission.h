@@ -14,9 +14,10 @@ namespace terrace::tiering {
 class AdmitAll final : public AdmissionPolicy {
  public:
   explicit AdmitAll(const AdmissionOptions& options) : budget_(options.capacity_bytes, options.write_bytes_per_day) {}
-  Decision Decide(const Candidate& candidate, int64_t now_ns) override {
-    return budget_.TrySpend(candidate.bytes, now_ns) ? Decision::kAdmit : Decision::kRejectBudget;
+  Decision Decide(const Candidate& candidate, std::span<const Candidate> before, int64_t now_ns) override {
+    return budget_.TrySpend(BytesOf(candidate, before), now_ns) ? Decision::kAdmit : Decision::kRejectBudget;
   }
+  void OnNotWritten(uint64_t /*blocks*/, uint64_t bytes) override { budget_.GiveBack(bytes); }
   void OnStore(uint64_t, int64_t) override {}
   void OnHit(uint64_t, int64_t) override {}
   int64_t StayNs(int64_t now_ns) const override { return budget_.StayNs(now_ns); }
@@ -34,15 +35,17 @@ class AdmitSecondUse final : public AdmissionPolicy {
       : budget_(options.capacity_bytes, options.write_bytes_per_day),
         rejected_(std::max<uint64_t>(options.expected_blocks, 1024)),
         wanted_(std::max<uint64_t>(options.expected_blocks, 1024)) {}
-  Decision Decide(const Candidate& candidate, int64_t now_ns) override {
+  // Who uses a block uses those before it, so they are not asked about.
+  Decision Decide(const Candidate& candidate, std::span<const Candidate> before, int64_t now_ns) override {
     if (candidate.uses == 0 && !wanted_.Contains(candidate.fingerprint)) {
       rejected_.Add(candidate.fingerprint);
       return Decision::kRejectOnce;
     }
-    if (!budget_.TrySpend(candidate.bytes, now_ns)) return Decision::kRejectBudget;
+    if (!budget_.TrySpend(BytesOf(candidate, before), now_ns)) return Decision::kRejectBudget;
     wanted_.Remove(candidate.fingerprint);
     return Decision::kAdmit;
   }
+  void OnNotWritten(uint64_t /*blocks*/, uint64_t bytes) override { budget_.GiveBack(bytes); }
   void OnStore(uint64_t fingerprint, int64_t /*now_ns*/) override {
     if (!rejected_.Remove(fingerprint)) return;
     ++ghost_hits_;

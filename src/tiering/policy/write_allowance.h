@@ -31,6 +31,11 @@ class WriteAllowance {
     }
     return true;
   }
+  // Of what was taken: it was not needed.
+  void GiveBack(uint64_t bytes) {
+    left_ += static_cast<double>(bytes);
+    written_ = std::max(written_ - static_cast<double>(bytes), 0.0);
+  }
   // 1: all that may be saved up is there; 0: used up.
   double LeftRatio() const { return is_limited() ? left_ / (bytes_per_ns_ * kSavedNs) : 1; }
   int64_t StayNs(int64_t now_ns) const {

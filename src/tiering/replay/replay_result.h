@@ -29,6 +29,8 @@ struct ReplayResult {
   uint64_t evictions = 0;       // out of host memory
   uint64_t nvme_writes = 0;     // blocks, reinsertions included
   uint64_t nvme_reinsertions = 0;
+  uint64_t nvme_blocks_at_end = 0;
+  uint64_t nvme_reachable_at_end = 0;  // those of them that are found without host memory
   uint64_t ghost_hits = 0, fallbacks = 0;
   int64_t eviction_age_p50_ns = 0, eviction_age_p90_ns = 0;  // since the last use; 0: nothing was evicted
   uint64_t operations = 0;  // lookups and stores of one block

@@ -17,6 +17,7 @@ using kv::PrefixIndex;
 namespace {
 
 constexpr kv::KeySpaceId kKeySpace = 1;
+constexpr uint32_t kNoNumber = ~0u;
 constexpr uint64_t kHashSeed = 1;  // any: what is decided does not depend on where an entry lies
 
 uint64_t Mix(uint64_t x) {
@@ -68,6 +69,7 @@ Replayer::Replayer(const Trace& trace, const ReplayOptions& options, std::unique
       nvme_(options.nvme_blocks, options.nvme_blocks > 0 ? trace.distinct_blocks : 0),
       used_ns_(trace.distinct_blocks, 0),
       number_of_(index_.capacity(), 0),
+      parent_of_(options.nvme_blocks > 0 ? trace.distinct_blocks : 0, kNoNumber),
       last_hints_(options.nvme_blocks > 0 ? trace.distinct_blocks : 0) {
   keys_.reserve(trace.distinct_blocks);
   for (uint32_t number = 0; number < trace.distinct_blocks; ++number) {
@@ -87,6 +89,7 @@ ReplayResult Replayer::Run() {
   result_.operations = result_.references + result_.stores;
   result_.nvme_writes = nvme_.writes();
   result_.nvme_reinsertions = nvme_.reinsertions();
+  CountReachable();
   const EvictionPolicy::Stats stats = eviction_->GetStats();
   result_.decided_by = stats.name;
   result_.ghost_hits = stats.ghost_hits;
@@ -124,6 +127,7 @@ void Replayer::RunRequest(uint32_t number) {
   BlockId parent = n_host == 0 ? kNoBlock : found_[n_host - 1].block;
   for (uint32_t i = n_host; i < chain.size(); ++i) {
     is_hit = is_hit && nvme_.Contains(chain[i]);
+    if (i > 0 && !parent_of_.empty()) parent_of_[chain[i]] = chain[i - 1];
     parent = Store(number, request.first + i, parent);
     if (parent == kNoBlock) {
       result_.refused_stores += chain.size() - i;
@@ -138,6 +142,8 @@ void Replayer::RunRequest(uint32_t number) {
       if (admission_ != nullptr) admission_->OnStore(fingerprints_[chain[i]], now_ns_);
     }
   }
+  // A chain on disk is used as a whole: its head in host memory, too.
+  for (uint32_t i = 0; n_nvme > 0 && i < n_host; ++i) nvme_.Hit(chain[i]);
   result_.CountHits(n_host, n_nvme, request.input_tokens, options_.blocks.tokens);
 }
 
@@ -175,19 +181,57 @@ bool Replayer::MakeRoom(BlockId parent) {
   return true;
 }
 
+AdmissionPolicy::Candidate Replayer::CandidateOf(BlockId block, uint32_t depth) const {
+  const uint32_t number = number_of_[block];
+  return {.fingerprint = fingerprints_[number],
+          .bytes = std::max<uint64_t>(options_.blocks.bytes, 1),
+          .uses = eviction_->Uses(block),
+          .reuse_chance = eviction_->ReuseChance(block, now_ns_, admission_->StayNs(now_ns_)),
+          .depth = depth,
+          .hint = last_hints_[number],
+          .is_room_free = nvme_.has_free_room()};
+}
+
 void Replayer::Demote(BlockId victim, uint32_t number) {
+  before_.clear();
+  before_numbers_.clear();
   uint32_t depth = 0;
-  for (BlockId b = links_.Parent(victim); b != kNoBlock && depth < AdmissionPolicy::kMaxDepth; b = links_.Parent(b)) {
-    ++depth;
+  bool is_gap = true;
+  for (BlockId b = links_.Parent(victim); b != kNoBlock; b = links_.Parent(b)) {
+    depth = std::min(depth + 1, AdmissionPolicy::kMaxDepth);
+    is_gap = is_gap && !nvme_.Contains(number_of_[b]) && before_.size() < AdmissionPolicy::kMaxBefore;
+    if (is_gap) {
+      before_.push_back(CandidateOf(b, 0));
+      before_numbers_.push_back(number_of_[b]);
+    } else if (depth == AdmissionPolicy::kMaxDepth) {
+      break;
+    }
   }
-  const AdmissionPolicy::Candidate candidate{.fingerprint = fingerprints_[number],
-                                             .bytes = std::max<uint64_t>(options_.blocks.bytes, 1),
-                                             .uses = eviction_->Uses(victim),
-                                             .reuse_chance = eviction_->ReuseChance(
-                                                 victim, now_ns_, admission_->StayNs(now_ns_)),
-                                             .depth = depth,
-                                             .hint = last_hints_[number]};
-  if (admission_->Decide(candidate, now_ns_) == AdmissionPolicy::Decision::kAdmit) nvme_.Append(number);
+  const auto decision = admission_->Decide(CandidateOf(victim, depth), before_, now_ns_);
+  if (decision != AdmissionPolicy::Decision::kAdmit) return;
+  nvme_.Append(number);
+  for (auto it = before_numbers_.rbegin(); it != before_numbers_.rend(); ++it) nvme_.Append(*it);
+}
+
+void Replayer::CountReachable() {
+  enum : uint8_t { kUnknown, kNo, kYes };
+  std::vector<uint8_t> is_reachable(parent_of_.size(), kUnknown);
+  std::vector<uint32_t> path;
+  for (uint32_t number = 0; number < parent_of_.size(); ++number) {
+    path.clear();
+    uint32_t at = number;
+    for (; at != kNoNumber && is_reachable[at] == kUnknown; at = parent_of_[at]) {
+      is_reachable[at] = kNo;  // also the answer to a trace whose chains bite their tails
+      path.push_back(at);
+    }
+    bool is_whole = at == kNoNumber || is_reachable[at] == kYes;
+    for (auto it = path.rbegin(); it != path.rend(); ++it) {
+      is_whole = is_whole && nvme_.Contains(*it);
+      is_reachable[*it] = is_whole ? kYes : kNo;
+    }
+    result_.nvme_blocks_at_end += nvme_.Contains(number);
+    result_.nvme_reachable_at_end += is_reachable[number] == kYes;
+  }
 }
 
 absl::StatusOr<ReplayResult> Replay(const Trace& trace, const ReplayOptions& options) {

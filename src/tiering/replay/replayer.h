@@ -50,6 +50,8 @@ class Replayer {
   kv::BlockId Store(uint32_t request, uint64_t reference, kv::BlockId parent);
   bool MakeRoom(kv::BlockId parent);
   void Demote(kv::BlockId victim, uint32_t number);
+  AdmissionPolicy::Candidate CandidateOf(kv::BlockId block, uint32_t depth) const;
+  void CountReachable();
 
   const Trace& trace_;
   const ReplayOptions options_;
@@ -65,6 +67,9 @@ class Replayer {
   std::vector<uint32_t> number_of_;      // by BlockId
   std::vector<kv::BlockKey> chain_keys_;
   std::vector<kv::PrefixIndex::Found> found_;
+  std::vector<uint32_t> parent_of_;        // by the trace's numbers: block before it; empty without NVMe
+  std::vector<AdmissionPolicy::Candidate> before_;
+  std::vector<uint32_t> before_numbers_;
   std::vector<RetentionHint> last_hints_;  // by the trace's numbers; empty without NVMe
   std::vector<int64_t> eviction_ages_ns_;
   int64_t now_ns_ = 0;
