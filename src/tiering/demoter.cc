@@ -103,7 +103,10 @@ bool Demoter::LeavesWhenWritten(const Catalog::Departure& departure) {
   const auto it = writing_.find({departure.key_space->id, departure.key});
   if (it == writing_.end()) return false;
   catalog_->EndCopy(departure);
-  bytes_leaving_.fetch_add(departure.key_space->identity.block_bytes, std::memory_order_relaxed);
+  // Who stands there already was evicted by need and stored again: its bytes are counted.
+  if (!it->second.has_value()) {
+    bytes_leaving_.fetch_add(departure.key_space->identity.block_bytes, std::memory_order_relaxed);
+  }
   it->second = departure;
   return true;
 }
