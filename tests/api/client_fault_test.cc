@@ -318,12 +318,12 @@ TEST_F(ClientTest, ADaemonThatHangsCostsItsTimeLimitOnce) {
   EXPECT_EQ(Lookup(client, keyspace, keys, 0, 0, 50'000).status, TERRACE_DEADLINE_EXCEEDED);
   auto took = std::chrono::steady_clock::now() - began;
   EXPECT_GE(took, std::chrono::milliseconds(50));
-  EXPECT_LT(took, std::chrono::seconds(2));
+  EXPECT_LT(took, std::chrono::seconds(10));
   // From now on it is known to hang.
   began = std::chrono::steady_clock::now();
   EXPECT_EQ(Lookup(client, keyspace, keys).status, TERRACE_UNAVAILABLE);
   EXPECT_TRUE(TextHas("hangs"));
-  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(5));
+  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(10));
   EXPECT_EQ(terrace_is_ready(client), 0);
   // A sign of life, and it is asked again.
   hanging.Revive();

@@ -197,7 +197,7 @@ TYPED_TEST_SUITE_P(CopyEngineRandom);
 TYPED_TEST_P(CopyEngineRandom, ListsOfOperations) {
   const uint64_t one = this->FromEnvironment("TERRACE_COPY_SEED", 0);
   const uint64_t n_operations = this->FromEnvironment("TERRACE_COPY_OPERATIONS", 150);
-  const uint64_t last = one == 0 ? testing::Trials<uint64_t>(24, 8) : one;
+  const uint64_t last = one == 0 ? testing::Trials<uint64_t>(24, 4) : one;
   for (uint64_t seed = one == 0 ? 1 : one; seed <= last; ++seed) {
     SCOPED_TRACE(::testing::Message() << "run again with TERRACE_COPY_SEED=" << seed);
     this->RunList(seed, n_operations);

@@ -107,7 +107,7 @@ def test_daemon_killed_and_restarted_under_eight_clients(make_daemon, processes)
             eventually(lambda: all(p[0] > before + 2 for (_, p), before in zip(children, operations)), 30,
                        "calls that return without a daemon")
             daemon.start()
-            eventually(lambda: all(p[2] > restart for _, p in children), 10, "reconnection of every client")
+            eventually(lambda: all(p[2] > restart for _, p in children), 30, "reconnection of every client")
         served = [progress[1] for _, progress in children]
         eventually(lambda: all(p[1] > before for (_, p), before in zip(children, served)), 30,
                    "a hit of every client at the end")
@@ -117,7 +117,7 @@ def test_daemon_killed_and_restarted_under_eight_clients(make_daemon, processes)
             child.kill()
             child.join()
     assert all(alive), [child.exitcode for child, _ in children]
-    eventually(lambda: nothing_held(daemon), 5, "the end of all that was held")
+    eventually(lambda: nothing_held(daemon), what="the end of all that was held")
 
 
 def test_paused_daemon_blocks_no_call_beyond_its_time(make_daemon):
@@ -134,12 +134,12 @@ def test_paused_daemon_blocks_no_call_beyond_its_time(make_daemon):
             status, answer = client.lookup([1, 2, 3], timeout_us)
             assert status != 0 and answer.n_here == 0
             assert set(answer.reasons) == {REASONS["unavailable"]}
-            assert time.monotonic() - start < (timeout_us / 1e6 or 0.3) + 1
+            assert time.monotonic() - start < (timeout_us / 1e6 or 0.3) + 5, "a paused daemon is waited for"
     finally:
         daemon.resume()
     eventually(lambda: client.client.is_ready() and client.get([1, 2, 3]) == 3, what="a hit after the pause")
     client.close()
-    eventually(lambda: nothing_held(daemon), 5, "the end of leases whose answers came late")
+    eventually(lambda: nothing_held(daemon), what="the end of leases whose answers came late")
 
 
 def test_sigterm_under_load_drains_and_ends_well(make_daemon, processes):

@@ -69,7 +69,7 @@ def test_flipped_header_bits_are_found_by_readers_and_counted(make_daemon):
             client.client.release(answer.lease)
             return answer.n_here == 0
 
-        eventually(gone, 5, f"a miss after the flip in byte {offset}")
+        eventually(gone, 20, f"a miss after the flip in byte {offset}")
         assert integrity_failures(daemon) == offset + 1, f"byte {offset}"
     # All of them can be stored again.
     assert client.store([5]) == [REASONS["none"]] and client.get([5]) == 1

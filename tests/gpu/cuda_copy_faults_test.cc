@@ -17,6 +17,8 @@ namespace terrace::gpu {
 namespace {
 
 constexpr uint64_t kSeed = 99;
+// A deadline that a test waits for, and that batches beside keep even on a machine that is busy with others.
+constexpr int64_t kBusy = 2'000'000'000;
 
 class CudaCopyFaults : public ::testing::Test {
  protected:
@@ -127,7 +129,7 @@ TEST_F(CudaCopyFaults, ABitThatTurnsOverInAStoreIsFoundByTheLoad) {
 TEST_F(CudaCopyFaults, ABitThatTurnsOverIsFoundWithoutKernels) {
   for (const bool is_pinned : {true, false}) {
     int found = 0;
-    for (int nth = 1; nth <= 24; ++nth) {
+    for (int nth = 1; nth <= 24; nth += testing::Trials(1, 4)) {
       SCOPED_TRACE(::testing::Message() << (is_pinned ? "pinned" : "bounced") << ", copy " << nth);
       Begin({.is_pinned = is_pinned, .has_kernels = false});
       std::vector<std::vector<std::byte>> before;
@@ -149,12 +151,12 @@ TEST_F(CudaCopyFaults, ABitThatTurnsOverIsFoundWithoutKernels) {
         }
       }
     }
-    EXPECT_GT(found, 10) << "the flips were not there";
+    EXPECT_GT(found, testing::Trials(10, 2)) << "the flips were not there";
   }
 }
 
 TEST_F(CudaCopyFaults, ACopyThatHangsFencesTheDevice) {
-  Begin({}, 100'000'000);
+  Begin({}, kBusy);
   softcuda_.Hang(true);
   CopyBatch store = Store(), load = Load({5, 6, 8}), second = Store({9, 10});
   Outcome stored, loaded, seconded;
@@ -284,7 +286,7 @@ TEST_F(CudaCopyFaults, WithoutGpuMemoryItStartsSmaller) {
   const auto before = Alive();
   int all_calls = 0;
   for (const int times : {1, 3, 8, -1}) {
-    for (int after = 0; after < 14; ++after) {
+    for (int after = 0; after < 14; after += testing::Trials(1, 3)) {
       SCOPED_TRACE(::testing::Message() << "after " << after << ", " << times << " times");
       softcuda_.Reset();
       softcuda_.Fail("cuMemAlloc", CUDA_ERROR_OUT_OF_MEMORY, after, times);
@@ -300,7 +302,7 @@ TEST_F(CudaCopyFaults, WithoutGpuMemoryItStartsSmaller) {
       EXPECT_EQ(Alive(), before);
     }
   }
-  EXPECT_GT(all_calls, 200);
+  EXPECT_GT(all_calls, testing::Trials(200, 70));
 }
 
 TEST_F(CudaCopyFaults, WhatCannotBeHadAtAllIsAnErrorAndLeavesNothing) {
@@ -441,7 +443,7 @@ TEST_F(CudaCopyFaults, ARegionOfAnotherOpeningOfTheDeviceIsRefused) {
 }
 
 TEST_F(CudaCopyFaults, AnEngineThatHangsHoldsUpItsOwnBatchesOnly) {
-  Begin({}, 200'000'000);
+  Begin({}, kBusy);
   memory_->memory().HoldThenWrite(5, 0, 0, std::vector<std::byte>(16));
   CopyBatch held = Store();
   held.after_event = 5;
@@ -486,7 +488,7 @@ TEST_F(CudaCopyFaults, MoreBatchesWaitForEventsThanThereAreGates) {
 }
 
 TEST_F(CudaCopyFaults, BatchesThatWereGivenUpKeepNoGate) {
-  Begin({}, 100'000'000);
+  Begin({}, kBusy);
   memory_->memory().HoldThenWrite(3, 0, 0, std::vector<std::byte>(16));
   std::vector<Outcome> outcomes(CudaCopyGates::kMaxGates);
   for (Outcome& outcome : outcomes) {

@@ -33,11 +33,12 @@ class GpusTest : public ::testing::Test {
   void ExpectNothingLeft() {
     for (const char* what : kAlive) EXPECT_EQ(soft_.Counter(what), before_[what]) << what;
   }
-  std::unique_ptr<Gpus> Open() {
+  // What hangs is waited for so long; what does not must be done by then on a busy machine, too.
+  std::unique_ptr<Gpus> Open(int64_t deadline_ns = 60'000'000'000) {
     GpuOptions options;
     options.driver = SOFTCUDA_LIBRARY;
     options.staging_bytes = 8 << 20;
-    options.batch_deadline_ns = 100'000'000;
+    options.batch_deadline_ns = deadline_ns;
     return Gpus::Open(options);
   }
   std::vector<std::byte> Read(const DeviceMemory& memory, uint64_t offset, size_t bytes) {
@@ -220,7 +221,7 @@ TEST_F(GpusTest, ZeroesBetweenTenants) {
 }
 
 TEST_F(GpusTest, AHangingDeviceIsFencedAndTheOtherServes) {
-  const auto gpus = Open();
+  const auto gpus = Open(2'000'000'000);
   auto memory = gpus->Allocate(0, 4096);
   ASSERT_TRUE(memory.ok());
   soft_.Hang(true);
