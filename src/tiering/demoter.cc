@@ -265,7 +265,7 @@ void Demoter::OnWritten(const Name& name, uint64_t bytes, bool written) {
     MutexLock lock(&writing_mu_);
     const auto it = writing_.find(name);
     if (it == writing_.end()) return;
-    departure = std::move(it->second);
+    departure = it->second;
     writing_.erase(it);
   }
   if (!departure.has_value()) return;
