@@ -18,6 +18,8 @@ LowerTierLookup::Where LowerTierLookup::WhereIs(const KeySpace& key_space, const
       return Where::kNvme;
     case NvmeTier::Presence::kOffline:
       return Where::kOffline;
+    case NvmeTier::Presence::kUnknown:
+      return Where::kUnknown;
     case NvmeTier::Presence::kAbsent:
       return Where::kNowhere;
   }
@@ -54,7 +56,7 @@ std::vector<LowerTierLookup::Found> LowerTierLookup::Find(const KeySpace& key_sp
     if (host[i].block != kv::kNoBlock) continue;
     where[i] = WhereIs(key_space, keys[i]);
     to_load += where[i] == Where::kNvme || where[i] == Where::kUnderWay;
-    if (prefix && (where[i] == Where::kNowhere || where[i] == Where::kOffline)) break;
+    if (prefix && (where[i] <= Where::kUnknown || where[i] == Where::kOffline)) break;
   }
   std::vector<Found> all(keys.size());
   const bool worth = WorthLoading(key_space, to_load, options.recompute_ns_per_token);
@@ -69,6 +71,9 @@ std::vector<LowerTierLookup::Found> LowerTierLookup::Find(const KeySpace& key_sp
     Found& found = all[i];
     switch (where[i]) {
       case Where::kNowhere:
+        break;
+      case Where::kUnknown:
+        found.may_be_there = true;
         break;
       case Where::kOffline:
         found.reason = Reason::kTierOffline;

@@ -35,6 +35,7 @@ class LowerTierLookup {
     std::shared_ptr<Promotion> promotion;  // on its way
     bool from_nvme = false;
     Reason reason = Reason::kNone;         // a miss that this class knows the reason of
+    bool may_be_there = false;             // not known to be anywhere, but a disk does not know all it holds
   };
   // One entry a key; empty entries for those that host memory answered, and behind the first miss in
   // prefix mode. why_not: kNone when loads may be started, else the reason of what lies below.
@@ -43,7 +44,7 @@ class LowerTierLookup {
                           Reason why_not) const;
 
  private:
-  enum class Where : uint8_t { kNowhere, kHost, kUnderWay, kNvme, kOffline };
+  enum class Where : uint8_t { kNowhere, kUnknown, kHost, kUnderWay, kNvme, kOffline };
   Where WhereIs(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
   // A chain is used as a whole: what of it is in host memory may be needed from disk one day.
   void MarkUsed(const kv::KeySpace& key_space, std::span<const kv::BlockKey> keys,

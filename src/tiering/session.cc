@@ -20,6 +20,12 @@ absl::Status NoSuchLease() {
       "no such lease in this session: it was released, is too old, or never was; look up again");
 }
 
+// Reasons that say: nothing of the kind was ever here.
+bool IsOfNoneKnown(Reason reason) {
+  return reason == Reason::kCold || reason == Reason::kKeySpaceEmpty || reason == Reason::kModelDiffers ||
+         reason == Reason::kLayoutDiffers || reason == Reason::kHashDiffers;
+}
+
 absl::Status NoSuchKeySpace(kv::KeySpaceId id) {
   return absl::NotFoundError(
       absl::StrCat("no key space ", id, " for this tenant; open it on this daemon first"));
@@ -133,6 +139,9 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
         place.reason = impl.catalog.WhyMissing(*key_space, keys[i]);
         if (key_space->blocks_stored.load(std::memory_order_relaxed) == 0) why_empty = place.reason;
       }
+      // Nothing is known of it here: while not all that an earlier process left was found, that says little.
+      const bool may_be_there = !impl.is_recovered || (lower != nullptr && lower->may_be_there);
+      if (may_be_there && IsOfNoneKnown(place.reason)) place.reason = Reason::kTierOffline;
       if (counted) counters.miss_blocks[static_cast<int>(place.reason)]->Add();
       leading = false;
     }

@@ -1,7 +1,8 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
 //
 // Which blocks the demoter puts on disk: all that come while the disk has room, and chains as a whole, so that
-// the disk is of use when host memory is lost. In virtual time; nothing runs but what the test steps.
+// the disk is of use when host memory is lost; and what is said of blocks while the disk is being read back.
+// In virtual time; nothing runs but what the test steps.
 #include <gtest/gtest.h>
 
 #include "testing/fault_device.h"
@@ -115,6 +116,29 @@ TEST_F(ChainsOnDiskTest, WhatLiesOnDiskIsFoundWhenHostMemoryIsLost) {
     found += leading - std::min(leading, kHead);
   }
   EXPECT_GE(found * 100, on_disk * 95) << "of " << on_disk << " blocks on disk";
+}
+
+TEST_F(ChainsOnDiskTest, WhileADiskReadsItsIndexBackWhatMayBeOnItIsNoColdMiss) {
+  Open(512 << 20);
+  for (uint64_t chain = 0; chain < 40; ++chain) Ask(Chain(chain));
+  Step(300);
+  LoseHostMemory();
+  const int slow = faults_->Add({.kind = testing::FaultKind::kDelay, .op = IoOp::kRead, .delay_ns = 300'000'000});
+  Open(512 << 20);
+  ASSERT_LT(stack_->Stats().nvme->devices[0].recovery_ratio, 1.0);
+  EXPECT_GT(faults_->Fired(slow), 0u);
+  const auto why = [&](const kv::BlockKey& key) {
+    const auto answer = session_->Lookup(space_->id, {&key, 1}, LookupMode::kPrefix, Session::kNewLease);
+    EXPECT_EQ(answer->n_here, 0u);
+    return answer->places[0].reason;
+  };
+  EXPECT_EQ(why(KeyOf(0)), Reason::kTierOffline);
+  EXPECT_EQ(why(KeyOf(77'777'777)), Reason::kTierOffline) << "who knows";
+  faults_->AllOff();
+  Step(1000);
+  ASSERT_EQ(stack_->Stats().nvme->devices[0].recovery_ratio, 1.0);
+  EXPECT_GE(Found(Chain(0)), kHead);
+  EXPECT_EQ(why(KeyOf(77'777'777)), Reason::kCold);
 }
 
 TEST_F(ChainsOnDiskTest, ADiskWithRoomTakesWhateverLeavesHostMemory) {

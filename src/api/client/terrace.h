@@ -91,7 +91,7 @@ typedef enum terrace_reason {
   TERRACE_REASON_CANCELLED = 18,      /* the client closed or the operation was dropped */
   TERRACE_REASON_RECOMPUTE = 19,      /* here, but loading it would take longer than computing it again */
   TERRACE_REASON_DEADLINE = 20,       /* on a lower tier, which did not deliver it in time */
-  TERRACE_REASON_TIER_OFFLINE = 21,   /* on a lower tier that is out of service at the moment */
+  TERRACE_REASON_TIER_OFFLINE = 21,   /* on a tier that is out of service or still recovers, or it may be */
   TERRACE_REASON_IO_ERROR = 22,       /* a lower tier reported an error when it was read; dropped there */
   TERRACE_REASON_COUNT = 23
 } terrace_reason;

@@ -28,7 +28,8 @@ const char* ReasonHelp(Reason reason) {
     case Reason::kCancelled: return "the client went away or dropped it";
     case Reason::kRecompute: return "here, but loading it would have taken longer than computing it again";
     case Reason::kDeadline: return "a lower tier did not deliver it in time; look at its disks' queues and health";
-    case Reason::kTierOffline: return "on a disk that is out of service; `terracectl status` says why";
+    case Reason::kTierOffline:
+      return "on a disk that is out of service, or may be on one that still recovers; see `terracectl status`";
     case Reason::kIoError: return "a disk reported an error when it was read; check the disk";
   }
   return "unknown to this terracectl; it is older than the daemon";

@@ -44,6 +44,8 @@ class NvmeStore {
                              std::function<void(bool)> done);
   // As if it had been read. False: not here.
   bool MarkUsed(const NvmeBlock& block);
+  // False while the index is being read back: what it does not contain may be here all the same.
+  bool knows_all() const { return knows_all_.load(std::memory_order_acquire); }
   bool has_free_room() const { return has_free_room_.load(std::memory_order_relaxed); }
   void Kick();
   bool Drop(const NvmeBlock& block);
@@ -92,7 +94,7 @@ class NvmeStore {
   NvmeWriter writer_;
   NvmeScrubber scrubber_;
   std::atomic<TierState> state_{TierState::kStarting};
-  std::atomic<bool> has_free_room_{false};
+  std::atomic<bool> has_free_room_{false}, knows_all_{false};
 
   // The store's thread.
   std::unique_ptr<BlockDevice> device_;

@@ -97,6 +97,7 @@ void NvmeStore::Close() {
   writer_.GiveUp();
   recovery_.reset();
   is_recovered_ = false;
+  knows_all_.store(false, std::memory_order_release);  // before the index is emptied
   if (NvmeVolume* volume = disk_.volume.load(std::memory_order_relaxed)) {
     for (uint32_t i = 0; i < volume->geometry.segments; ++i) volume->index.ResetSegment(i, 0);
   }
@@ -115,6 +116,7 @@ void NvmeStore::StepRecovery(int64_t now_ns) {
   }
   recovery_.reset();
   is_recovered_ = true;
+  knows_all_.store(true, std::memory_order_release);
   NvmeVolume* volume = volumes_.back().get();
   writer_.Start(volume);
   {

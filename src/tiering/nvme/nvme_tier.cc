@@ -113,7 +113,10 @@ NvmeTier::~NvmeTier() = default;
 NvmeTier::Presence NvmeTier::Find(const NvmeBlock& block) const {
   Presence presence = Presence::kAbsent;
   impl_->ForEach(block, [&](NvmeStore& store) {
-    if (!store.Contains(block)) return false;
+    if (!store.Contains(block)) {
+      if (presence == Presence::kAbsent && !store.knows_all()) presence = Presence::kUnknown;
+      return false;
+    }
     presence = store.state() == TierState::kOffline ? Presence::kOffline : Presence::kHere;
     return presence == Presence::kHere;
   });

@@ -65,7 +65,8 @@ class NvmeTier {
   // Writes a last checkpoint where the disk lets it in time (2 s), then leaves.
   ~NvmeTier();
 
-  enum class Presence : uint8_t { kAbsent, kHere, kOffline };
+  // kUnknown: a disk has not read its index back yet, or cannot: the block may be there.
+  enum class Presence : uint8_t { kAbsent, kHere, kOffline, kUnknown };
   // In memory only, one shard lock. kHere is a promise of a try, not of the bytes.
   Presence Find(const NvmeBlock& block) const;
 
