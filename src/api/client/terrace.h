@@ -83,14 +83,15 @@ typedef enum terrace_reason {
   TERRACE_REASON_PENDING = 10,        /* on its way from a lower tier or a peer */
   TERRACE_REASON_LEASE_LIMIT = 11,    /* here, but too much is leased already */
   TERRACE_REASON_STALE = 12,          /* the ref's lease ended and the frame was reused */
-  TERRACE_REASON_UNAVAILABLE = 13,    /* no daemon, or it did not answer in time */
+  TERRACE_REASON_UNAVAILABLE = 13,    /* no daemon, no answer in time, or the pages' GPU is out of service */
   TERRACE_REASON_DUPLICATE = 14,      /* store: already there, first writer won; nothing was written */
   TERRACE_REASON_BUDGET = 15,         /* store: no room and nothing may be evicted */
   TERRACE_REASON_BAD_CHECKSUM = 16,   /* store: the bytes did not match the client's checksum */
-  TERRACE_REASON_OVERLOAD = 17,       /* store: the queue is full; lookup: too much is on its way already */
+  TERRACE_REASON_OVERLOAD = 17,       /* store: the queue is full; lookup: too much is on its way already;
+                                       * the pages' GPU takes no more copies, or has no memory */
   TERRACE_REASON_CANCELLED = 18,      /* the client closed or the operation was dropped */
   TERRACE_REASON_RECOMPUTE = 19,      /* here, but loading it would take longer than computing it again */
-  TERRACE_REASON_DEADLINE = 20,       /* on a lower tier, which did not deliver it in time */
+  TERRACE_REASON_DEADLINE = 20,       /* on a lower tier, or copied by a GPU, that was not in time */
   TERRACE_REASON_TIER_OFFLINE = 21,   /* on a tier that is out of service or still recovers, or it may be */
   TERRACE_REASON_IO_ERROR = 22,       /* a lower tier reported an error when it was read; dropped there */
   TERRACE_REASON_COUNT = 23

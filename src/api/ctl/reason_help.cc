@@ -18,16 +18,19 @@ const char* ReasonHelp(Reason reason) {
     case Reason::kPending: return "on its way from a lower tier or a peer";
     case Reason::kLeaseLimit: return "too much is under lease; raise host.max_leased_ratio or host.budget";
     case Reason::kStale: return "the lease had ended; the client was slower than host.lease_max_age";
-    case Reason::kUnavailable: return "no daemon, or no answer in time (counted by the client)";
+    case Reason::kUnavailable:
+      return "no daemon, or no answer in time (counted by the client); or the engine's GPU is out of service";
     case Reason::kDuplicate: return "already there, nothing was written";
     case Reason::kBudget: return "no room and nothing may go; raise host.budget, look for leases that stay";
     case Reason::kBadChecksum: return "the bytes were not what the client had announced";
     case Reason::kOverload:
       return "stores: too many at once (raise host.store_threads or host.store_queue_depth); "
-             "lookups: too much is on its way from disk already, ask again";
+             "lookups: too much is on its way from disk already, ask again; "
+             "copies of GPU memory: the GPU takes no more or has no memory left (the log names it)";
     case Reason::kCancelled: return "the client went away or dropped it";
     case Reason::kRecompute: return "here, but loading it would have taken longer than computing it again";
-    case Reason::kDeadline: return "a lower tier did not deliver it in time; look at its disks' queues and health";
+    case Reason::kDeadline:
+      return "a lower tier, or a GPU that copies it, was not in time; look at disks' queues and health, and the log";
     case Reason::kTierOffline:
       return "on a disk that is out of service, or may be on one that still recovers; see `terracectl status`";
     case Reason::kIoError: return "a disk reported an error when it was read; check the disk";
