@@ -15,7 +15,6 @@ namespace terrace::tiering {
 using kv::BlockKey;
 using kv::FrameId;
 using kv::KeySpace;
-using kv::kNoFrame;
 
 // One batch and what it holds in place. Its owner fills it; then it is its batch's.
 struct RegionMover::LoadPart {

@@ -15,8 +15,8 @@
 namespace terrace::tiering {
 
 const std::vector<std::string>& EvictionPolicyNames() {
-  static const std::vector<std::string> names = {"terrace", "lru", "arc", "s3fifo", "lru2"};
-  return names;
+  static const std::vector<std::string> kNames = {"terrace", "lru", "arc", "s3fifo", "lru2"};
+  return kNames;
 }
 
 absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeEvictionPolicy(absl::string_view name, uint64_t max_blocks,
@@ -38,8 +38,8 @@ absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakeBarePolicy(absl::string_view
 }
 
 const std::vector<std::string>& AdmissionPolicyNames() {
-  static const std::vector<std::string> names = {"adaptive", "all", "second_use"};
-  return names;
+  static const std::vector<std::string> kNames = {"adaptive", "all", "second_use"};
+  return kNames;
 }
 
 absl::StatusOr<std::unique_ptr<AdmissionPolicy>> MakeAdmissionPolicy(absl::string_view name,

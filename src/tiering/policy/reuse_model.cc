@@ -19,14 +19,14 @@ constexpr uint32_t kNeighbours = 4;
 
 // Ticks of each span.
 const std::vector<double>& Widths() {
-  static const std::vector<double> widths = [] {
+  static const std::vector<double> kWidths = [] {
     std::vector<double> ticks = {1u << kFirstBit};
     for (uint32_t span = 1; span < ReuseModel::kSpans; ++span) {
       ticks.push_back((1u << kFirstBit) * (std::exp2(span / 2.0) - std::exp2((span - 1) / 2.0)));
     }
     return ticks;
   }();
-  return widths;
+  return kWidths;
 }
 
 float Smooth(const float* counts, uint32_t span) {
@@ -66,14 +66,14 @@ uint32_t ReuseModel::SpanOf(uint32_t age_ticks) {
 }
 
 const std::vector<uint32_t>& ReuseModel::Boundaries() {
-  static const std::vector<uint32_t> boundaries = [] {
+  static const std::vector<uint32_t> kBoundaries = [] {
     std::vector<uint32_t> ends;
     for (uint32_t span = 0; span + 1 < kSpans; ++span) {
       ends.push_back(static_cast<uint32_t>(std::ceil((1u << kFirstBit) * std::exp2(span / 2.0))));
     }
     return ends;
   }();
-  return boundaries;
+  return kBoundaries;
 }
 
 void ReuseModel::Fade() {
