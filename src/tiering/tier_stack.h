@@ -252,6 +252,8 @@ class TierStack {
 
   // Waits for the stores under way (their done was called).
   void WaitForStores();
+  // For a start that fails after this was made: disks' files that were not there before go with it.
+  void DiscardNew();
   // No new stores; waits for those under way. Lookups go on.
   void Drain();
 

@@ -147,6 +147,10 @@ std::optional<uint32_t> TierStack::DeviceOf(const gpu::Region& region) const {
   return impl_->regions->DeviceOf(region);
 }
 
+void TierStack::DiscardNew() {
+  if (impl_->nvme != nullptr) impl_->nvme->DiscardNew();
+}
+
 uint64_t TierStack::Flush(const KeySpace* key_space) {
   uint64_t flushed = impl_->catalog.Flush(key_space);
   impl_->regions->Flush(key_space);

@@ -268,6 +268,22 @@ TEST(EngineStoreTest, BlockLargerThanTheCacheEvictsNothing) {
   EXPECT_EQ(rig.Metric("terrace_evictions_total"), 0);
 }
 
+TEST(EngineStoreTest, StagingMemoryThatIsRefusedAgainAndAgainIsLoggedOnce) {
+  EngineRig rig([](api::Config* config) {
+    config->stack.budget_bytes = 96 << 20;
+    config->staging_bytes_max = 1 << 30;
+  });
+  ::testing::internal::CaptureStderr();
+  for (int n = 0; n < 3; ++n) {  // clients that come again, and ask again
+    auto client = rig.Client();
+    for (int i = 0; i < 4; ++i) EXPECT_EQ(client->GetStaging(512 << 20).code(), absl::StatusCode::kResourceExhausted);
+  }
+  const std::string log = ::testing::internal::GetCapturedStderr();
+  size_t said = 0;
+  for (size_t at = 0; (at = log.find("staging_refused", at)) != std::string::npos; ++at) ++said;
+  EXPECT_EQ(said, 1u) << log;
+}
+
 // Frames change size again and again: headers of one size lie where those of another were.
 TEST(EngineStoreTest, BlockSizesTakeTurnsInOneBudget) {
   EngineRig rig([](api::Config* config) { config->stack.budget_bytes = 96 << 20; });

@@ -199,6 +199,26 @@ def test_a_taken_port_is_named(start, room):
     assert f"http.listen: cannot listen on 127.0.0.1:{port}" in done.stderr
 
 
+def test_a_start_that_fails_late_leaves_no_new_files(room):
+    kept = room / "kept"
+    arguments = ["--run-dir", str(room / "run"), "--host-budget", "256MiB", "--host-memory-dir="]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments += ["--http-listen", f"127.0.0.1:{taken.getsockname()[1]}"]
+        kept.write_bytes(bytes(64 << 20))  # there before: it stays, whatever becomes of the start
+        done = terraced(*arguments, "--nvme-devices", f"{room}/new=64MiB,{kept}=64MiB")
+    assert done.returncode == 1 and "http.listen" in done.stderr
+    assert not (room / "new").exists()
+    assert kept.stat().st_size == 64 << 20
+
+
+def test_an_empty_value_of_a_flag_is_that(room):
+    done = terraced("--host-memory-dir=", "--host-budget=128MiB", "config", "print")
+    assert done.returncode == 0, done.stderr
+    assert 'memory_dir: ""' in done.stdout and "budget: 128MiB" in done.stdout
+    done = terraced("config", "print", "--host-budget=")
+    assert done.returncode == 2 and "host.budget" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["engine.sock", "grpc.sock"])
 def test_a_squatted_socket_path_is_refused(room, name):
     (room / "run").mkdir(mode=0o750)

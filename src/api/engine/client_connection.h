@@ -39,8 +39,10 @@ struct EngineContext {
   EngineMetrics* metrics;
   tiering::RegionWorker* region_opener;
   std::atomic<int>* regions_opening;  // of all connections: at most kMaxRegionsOpening
+  std::atomic<int64_t>* may_say_refused_ns;  // when the log may say again that staging memory was refused
 };
 inline constexpr int kMaxRegionsOpening = 64;
+inline constexpr int64_t kSayRefusedEveryNs = 60'000'000'000;
 
 // A connection's staging memory; its bytes are the budget's until the last store from it is done.
 struct Staging {

@@ -158,8 +158,14 @@ absl::Status ClientConnection::OnGetStaging(const wire::Header& header, Bytes bo
     charged = context_->stack->ChargeStaging(bytes);
   }
   if (!charged.ok()) {
-    Log(LogLevel::kWarning, "staging_refused",
-        {{"pid", pid_}, {"uid", uid_}, {"why", "this client cannot store"}, {"mend", charged.message()}});
+    // Clients ask again and again; the request counter counts them all.
+    const int64_t now_ns = context_->clock->NowNs();
+    int64_t next_ns = context_->may_say_refused_ns->load(std::memory_order_relaxed);
+    if (now_ns >= next_ns &&
+        context_->may_say_refused_ns->compare_exchange_strong(next_ns, now_ns + kSayRefusedEveryNs)) {
+      Log(LogLevel::kWarning, "staging_refused",
+          {{"pid", pid_}, {"uid", uid_}, {"why", "this client cannot store"}, {"mend", charged.message()}});
+    }
     return charged;
   }
   auto memory = tiering::SharedMemory::Create("terrace-staging", bytes,

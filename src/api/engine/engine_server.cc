@@ -45,7 +45,8 @@ class EngineServer::Impl {
         access_(std::move(access)),
         metrics_(metrics),
         region_opener_(true),
-        context_{&config_, epoch, stack, clock, &access_, &metrics_, &region_opener_, &regions_opening_},
+        context_{&config_, epoch, stack, clock, &access_, &metrics_, &region_opener_, &regions_opening_,
+                 &may_say_refused_ns_},
         listener_(std::move(listener)),
         loops_(ThreadCount(config.engine_threads)) {}
   ~Impl();
@@ -78,6 +79,7 @@ class EngineServer::Impl {
   EngineMetrics metrics_;
   tiering::RegionWorker region_opener_;  // opening takes milliseconds
   std::atomic<int> regions_opening_{0};
+  std::atomic<int64_t> may_say_refused_ns_{0};
   const EngineContext context_;
   UnixListener listener_;
   std::vector<Loop> loops_;

@@ -50,8 +50,10 @@ uint64_t MemInfo(absl::string_view name) {
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Config& config, const Clock* clock) {
   auto daemon = absl::WrapUnique(new Daemon(config, clock));
-  RETURN_IF_ERROR(daemon->Build());
-  return daemon;
+  const absl::Status built = daemon->Build();
+  if (built.ok()) return daemon;
+  if (daemon->stack_ != nullptr) daemon->stack_->DiscardNew();
+  return built;
 }
 
 Daemon::Daemon(const Config& config, const Clock* clock)

@@ -174,8 +174,20 @@ void SuggestFlags(const CLI::App& app, int argc, char** argv) {
   }
 }
 
+// As the parser takes them. "--flag=" is an empty value; CLI11 would take the next argument for it.
+std::vector<std::string> ReversedArguments(int argc, char** argv) {
+  std::vector<std::string> arguments;
+  for (int i = argc - 1; i > 0; --i) {
+    const std::string argument(argv[i]);
+    const bool is_empty_value = argument.rfind("--", 0) == 0 && argument.find('=') == argument.size() - 1;
+    if (is_empty_value) arguments.emplace_back();
+    arguments.push_back(is_empty_value ? argument.substr(0, argument.size() - 1) : argument);
+  }
+  return arguments;
+}
+
 int Main(int argc, char** argv) {
-  CLI::App app{"terraced: keeps KV-cache blocks of inference engines on this node"};
+  CLI::App app{"terraced: keeps KV-cache blocks of inference engines on this node", "terraced"};
   app.set_version_flag("--version", VersionText());
   app.footer("Sources of the configuration, later ones win: defaults, --config, TERRACE_* variables, flags.\n"
              "Exit codes: 0 ended as asked, 1 failed, 2 wrong usage or configuration, 3 run_dir is held by another.");
@@ -206,7 +218,7 @@ int Main(int argc, char** argv) {
   std::string format = "yaml";
   defaults->add_option("--format", format, "yaml or markdown")->check(CLI::IsMember({"yaml", "markdown"}));
   try {
-    app.parse(argc, argv);
+    app.parse(ReversedArguments(argc, argv));
   } catch (const CLI::ParseError& e) {
     if (app.exit(e) == 0) return kExitOk;
     SuggestFlags(app, argc, argv);

@@ -57,6 +57,8 @@ class BlockDevice {
   // False: the file was removed or replaced, or its file system unmounted, under its name; what is written to
   // it now is gone at the end. Looks at names only, never waits for the disk.
   virtual bool IsInPlace() const { return true; }
+  // Removes the file if this opening made it: for a start that fails. False: it was there before.
+  virtual bool RemoveIfNew() { return false; }
   // Any thread, any number of times: a Poll that waits, or the next one, returns at once.
   virtual void Wake() = 0;
 };

@@ -214,6 +214,7 @@ DeviceFile& DeviceFile::operator=(DeviceFile&& other) noexcept {
   std::swap(fd_, other.fd_);
   std::swap(bytes_, other.bytes_);
   std::swap(is_direct_, other.is_direct_);
+  std::swap(is_new_, other.is_new_);
   std::swap(path_, other.path_);
   return *this;
 }
@@ -232,22 +233,26 @@ bool DeviceFile::IsInPlace() const {
   return open_file.st_dev == named.st_dev && open_file.st_ino == named.st_ino;
 }
 
+bool DeviceFile::RemoveIfNew() const {
+  // Under our lock: nobody else has taken it up.
+  return is_new_ && IsInPlace() && unlink(path_.c_str()) == 0;
+}
+
 absl::StatusOr<DeviceFile> DeviceFile::Open(const BlockDeviceOptions& options) {
   if (options.bytes % kIoAlign != 0) {
     return absl::InvalidArgumentError(absl::StrCat(options.path, ": size is no multiple of ", kIoAlign));
   }
   DeviceFile file;
   file.path_ = options.path;
-  bool is_new = false;
-  ASSIGN_OR_RETURN(file.fd_, OpenPath(options.path, &is_new));
+  ASSIGN_OR_RETURN(file.fd_, OpenPath(options.path, &file.is_new_));
   RETURN_IF_ERROR(Lock(file.fd_, options.path));
   struct stat info {};
   if (fstat(file.fd_, &info) != 0) return Failed(options.path, "stat", errno);
   if (S_ISBLK(info.st_mode)) {
     ASSIGN_OR_RETURN(file.bytes_, DiskBytes(file.fd_, options));
   } else if (S_ISREG(info.st_mode)) {
-    if (const absl::Status status = PrepareFile(file.fd_, options, info, is_new); !status.ok()) {
-      if (is_new) unlink(options.path.c_str());  // under our lock: nobody else has taken it up
+    if (const absl::Status status = PrepareFile(file.fd_, options, info, file.is_new_); !status.ok()) {
+      file.RemoveIfNew();
       return status;
     }
     file.bytes_ = options.bytes;

@@ -24,6 +24,8 @@ class DeviceFile {
 
   // Whether its path still leads to it.
   bool IsInPlace() const;
+  // See BlockDevice.
+  bool RemoveIfNew() const;
   int fd() const { return fd_; }
   uint64_t bytes() const { return bytes_; }
   const std::string& path() const { return path_; }
@@ -32,7 +34,7 @@ class DeviceFile {
  private:
   int fd_ = -1;
   uint64_t bytes_ = 0;
-  bool is_direct_ = false;
+  bool is_direct_ = false, is_new_ = false;
   std::string path_;
 };
 

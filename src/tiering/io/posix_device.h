@@ -30,6 +30,7 @@ class PosixDevice final : public BlockDevice {
   bool Submit(const IoRequest& request) override;
   size_t Poll(std::span<IoResult> results, int64_t wait_ns) override;
   bool IsInPlace() const override { return file_.IsInPlace(); }
+  bool RemoveIfNew() override { return file_.RemoveIfNew(); }
   void Wake() override;
 
  private:

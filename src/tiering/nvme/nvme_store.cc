@@ -267,8 +267,9 @@ void NvmeStore::Shutdown() {
   bool is_asked = false;
   uint64_t before = 0;
   writer_.End();
+  const bool is_removed = discards_new_.load() && device_ != nullptr && device_->RemoveIfNew();
   for (int quiet = 0; quiet < kTimeNs / kWaitNs && disk_.clock->NowNs() < end;) {
-    if (device_ == nullptr || !is_recovered_ || state() != TierState::kOnline) break;
+    if (is_removed || device_ == nullptr || !is_recovered_ || state() != TierState::kOnline) break;
     quiet = disk_.io.Poll(wait) > 0 ? 0 : quiet + 1;
     writer_.Step(disk_.clock->NowNs(), true);
     if (disk_.write_error != 0) break;

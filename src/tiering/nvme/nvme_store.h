@@ -65,6 +65,8 @@ class NvmeStore {
   std::optional<NvmeTier::Verified> verify_result() const;
 
   void StartThread();
+  // See NvmeTier.
+  void DiscardNew() { discards_new_.store(true, std::memory_order_relaxed); }
   // Writes what there is and a last checkpoint, for at most 2 s, and ends the thread.
   void Stop();
   // One round. wait_ns: how long it may wait for the device. REQUIRES: no thread.
@@ -95,6 +97,7 @@ class NvmeStore {
   NvmeScrubber scrubber_;
   std::atomic<TierState> state_{TierState::kStarting};
   std::atomic<bool> has_free_room_{false}, knows_all_{false};
+  std::atomic<bool> discards_new_{false};
 
   // The store's thread.
   std::unique_ptr<BlockDevice> device_;

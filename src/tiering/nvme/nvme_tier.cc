@@ -159,6 +159,10 @@ void NvmeTier::MarkUsed(const NvmeBlock& block) {
   impl_->ForEach(block, [&](NvmeStore& store) { return store.MarkUsed(block); });
 }
 
+void NvmeTier::DiscardNew() {
+  for (const auto& store : impl_->stores) store->DiscardNew();
+}
+
 void NvmeTier::Kick() {
   for (const auto& store : impl_->stores) store->Kick();
 }

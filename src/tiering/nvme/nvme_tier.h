@@ -82,6 +82,9 @@ class NvmeTier {
   // Reads are started in the order of the calls and overtake writes.
   void Read(const NvmeBlock& block, std::span<std::byte> target, std::function<void(ReadResult)> done);
 
+  // The start fails: files that this tier has made are removed when it ends.
+  void DiscardNew();
+
   enum class Append : uint8_t {
     kAccepted,   // done will be called
     kPresent,    // on disk already
