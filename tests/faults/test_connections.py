@@ -6,7 +6,7 @@ import statistics
 import time
 
 import rawsocket
-from faultlib import Checked, cpu_seconds, eventually
+from faultlib import REASONS, Checked, cpu_seconds, eventually
 from terrace_vllm.testing.daemon import Daemon
 
 IDLE = 5000
@@ -122,7 +122,10 @@ def test_no_descriptors_left(binaries):
         # No busy loop meanwhile, and who is in is served.
         start, cpu = time.monotonic(), cpu_seconds(daemon.pid)
         while time.monotonic() - start < 2:
-            assert client.get([1]) == 1
+            status, answer = client.lookup([1])
+            assert (status, list(answer.reasons)) == (0, [REASONS["none"]]), daemon.words()[-2000:]
+            assert client.load([1], answer.refs) == [REASONS["none"]], daemon.words()[-2000:]
+            client.client.release(answer.lease)
             time.sleep(0.05)  # poll: a client with little to do
         used = cpu_seconds(daemon.pid) - cpu
         assert used < 0.2 * (time.monotonic() - start), f"{used:.2f} s of processor time in 2 s"

@@ -145,7 +145,7 @@ def test_full_file_system(disks, make_node):
     assert not os.path.exists(disk.path), "what cannot be used is not left lying"
     client.store_all(range(600))
     assert client.served(range(600)) == 600, "host memory serves"
-    assert client.fetch([999_999]) == [REASONS["cold"]]
+    assert client.fetch([999_999]) == [TIER_OFFLINE], "what a disk holds that was never opened is unknown"
     client.store_all(range(600, 1400))  # memory is too small for these: they go the ordinary way
     assert is_state(daemon, "offline")
     os.remove(filler)
