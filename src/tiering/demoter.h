@@ -108,7 +108,7 @@ class Demoter {
   std::deque<std::pair<const kv::KeySpace*, kv::BlockKey>> owed_list_;
   absl::flat_hash_set<Name> owed_;
 
-  mutable Mutex writing_mu_;
+  mutable Mutex writing_mu_;  // after the catalogue's; before the frame pool's
   // Copies on their way to disk, and who leaves when its copy is there.
   absl::flat_hash_map<Name, std::optional<Catalog::Departure>> writing_ ABSL_GUARDED_BY(writing_mu_);
 
