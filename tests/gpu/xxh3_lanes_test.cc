@@ -48,7 +48,8 @@ TEST(Xxh3Lanes, EqualsXxHashForEveryLength) {
   const std::vector<uint8_t> data = RandomBytes(kSegmentBytes + 64, 1);
   std::mt19937_64 random(2);
   uint64_t seed = 0;  // XXH3 without a seed, too
-  for (uint32_t bytes = 1; bytes <= kSegmentBytes; bytes += bytes < 3200 ? 1 : 1 + random() % 97) {
+  for (uint32_t bytes = 1; bytes <= kSegmentBytes;
+       bytes += bytes < 3200 ? 1 : 1 + static_cast<uint32_t>(random() % 97)) {
     const uint8_t* const at = data.data() + random() % 48;
     ASSERT_EQ(LanesChecksum(at, bytes, seed), XXH3_64bits_withSeed(at, bytes, seed)) << bytes << " bytes, " << seed;
     seed = random();

@@ -93,7 +93,7 @@ TEST_F(NvmeIndexTest, SegmentsAreBoundedAndCostIsCharged) {
 TEST_F(NvmeIndexTest, DropSpaceTakesItsBlocksOnly) {
   index_.ResetSegment(0, 1);
   for (uint64_t i = 1; i <= 300; ++i) {
-    Add(0, i * 0x9E3779B97F4A7C15ull, static_cast<uint16_t>(2 * i), NvmeIndex::kNone, i % 3);
+    Add(0, i * 0x9E3779B97F4A7C15ull, static_cast<uint16_t>(2 * i), NvmeIndex::kNone, static_cast<uint32_t>(i % 3));
   }
   EXPECT_EQ(index_.DropSpace(1), 100u);
   EXPECT_EQ(index_.DropSpace(1), 0u);
