@@ -307,7 +307,7 @@ TYPED_TEST_P(CopyEngineQueue, DoneMaySubmit) {
 }
 
 TYPED_TEST_P(CopyEngineQueue, ManyThreadsSubmit) {
-  constexpr int kThreads = 4, kRounds = 60;
+  constexpr int kThreads = 4, kRounds = testing::Trials(60, 20);
   std::atomic<int> ended{0}, wrong{0};
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) {

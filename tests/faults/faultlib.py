@@ -67,7 +67,7 @@ class WrongBytes(Exception):
 class Checked:
     """A client with memory for `n` blocks that checks every byte it is given."""
 
-    def __init__(self, socket, n=16, tenant=None, timeout_ms=1000, name="faults"):
+    def __init__(self, socket, n=16, tenant=None, timeout_ms=5000, name="faults"):
         self.library = tc.Library()
         self.client = tc.Client(self.library, socket=socket, tenant=tenant, name=name,
                                 request_timeout_ms=timeout_ms)

