@@ -208,6 +208,27 @@ TEST_F(NvmeRecoveryTest, FlushSurvivesACrash) {
   EXPECT_EQ(rig_.tier->GetStats().blocks, 1u);
 }
 
+// Their records are whole on disk for long; only the flush's position keeps them from coming back.
+TEST_F(NvmeRecoveryTest, WhatWasFlushedStaysAwayWhateverIsFlushedNext) {
+  rig_.options.checkpoint_ns = 500'000;  // the table says that nothing is wanted of what was flushed
+  rig_.Open();
+  ASSERT_EQ(rig_.StoreMany(0, 5, kMiddle, 2), 5);
+  ASSERT_EQ(rig_.StoreMany(0, 5, kMiddle, 1), 5);
+  for (uint64_t life = 1; life <= 4; ++life) {
+    rig_.tier->Flush(DigestOf(1));
+    rig_.Settle();
+    rig_.Kill(life);
+    rig_.Open();
+    EXPECT_EQ(rig_.Readable(0, 5, kMiddle, 1), 0u) << "life " << life;
+    EXPECT_EQ(rig_.Readable(0, 5, kMiddle, 2), 5u) << "life " << life;
+  }
+  ASSERT_EQ(rig_.StoreMany(0, 5, kMiddle, 1), 5) << "what comes after it stays";
+  rig_.Settle();
+  rig_.Kill(5);
+  rig_.Open();
+  EXPECT_EQ(rig_.Readable(0, 5, kMiddle, 1), 5u);
+}
+
 TEST_F(NvmeRecoveryTest, FlushDuringRecoveryCounts) {
   rig_.Open();
   ASSERT_EQ(rig_.StoreMany(0, 500, kMiddle), 500);

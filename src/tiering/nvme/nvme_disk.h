@@ -31,6 +31,8 @@ class NvmeTombstones {
   void Set(std::vector<NvmeTombstone> tombstones);
   // Was it flushed after it had been laid down?
   bool Covers(const NvmePlace& place, uint32_t space_tag) const;
+  // Was there a flush, of whatever, behind that position?
+  bool IsBefore(uint64_t sequence, uint64_t page) const;
   // Forgets those that are older than every use of a segment; returns the rest.
   std::vector<NvmeTombstone> Prune(uint64_t oldest_sequence);
 

@@ -294,7 +294,7 @@ void NvmeRecovery::UseTable(uint32_t segment, const NvmeSlotHeader& header, std:
   for (const NvmeEntry& entry : entries) Publish(segment, header.sequence, entry);
   if (header.sealed != 0 && from > 0) return;
   walks_.push_back(std::make_shared<Walk>(
-      Walk{.segment = segment, .sequence = header.sequence, .page = from, .seen = {}}));
+      Walk{.segment = segment, .sequence = header.sequence, .page = from, .covered = from, .seen = {}}));
   ++walks_all_;
 }
 
@@ -363,7 +363,8 @@ void NvmeRecovery::EndWalk(Walk& walk) {
   }
   if (walk.sequence == 0) return;  // nothing there
   if (is_unknown) volume_->index.ResetSegment(walk.segment, walk.sequence);
-  uint32_t end = 0;
+  // Behind all that was ever laid down there, wanted or not: records of blocks that were flushed may still be whole.
+  uint32_t end = walk.covered;
   for (const Walk::Seen& seen : walk.seen) {
     if (seen.sequence != walk.sequence) continue;
     Publish(walk.segment, walk.sequence, seen.entry);
@@ -385,7 +386,10 @@ void NvmeRecovery::Finish() {
   for (const Unsealed& segment : open_) {
     if (segment.end_page == 0) continue;  // free
     is_busy[segment.segment] = true;
-    if (open.sequence == 0 && segment.end_page + 2 <= geometry.segment_pages()) {
+    // Positions only grow: what is laid down before the latest flush would count as flushed, and a later flush must
+    // not take back what an earlier one covers.
+    const bool is_behind_flushes = !volume_->tombstones.IsBefore(segment.sequence, segment.end_page);
+    if (open.sequence == 0 && is_behind_flushes && segment.end_page + 2 <= geometry.segment_pages()) {
       open = {.segment = segment.segment, .sequence = segment.sequence, .page = segment.end_page};
     } else {
       disk_->unsealed.push_back(segment.segment);

@@ -46,6 +46,7 @@ class NvmeRecovery {
     uint32_t segment = 0;
     uint64_t sequence = 0;  // 0: not known
     uint32_t page = 0;      // next to be looked at
+    uint32_t covered = 0;   // what lies before it is in the table, as far as it is still wanted
     struct Seen {
       NvmeEntry entry;
       uint64_t sequence;

@@ -41,6 +41,13 @@ bool NvmeTombstones::Covers(const NvmePlace& place, uint32_t space_tag) const {
   return false;
 }
 
+bool NvmeTombstones::IsBefore(uint64_t sequence, uint64_t page) const {
+  MutexLock lock(&mu_);
+  return std::any_of(list_.begin(), list_.end(), [&](const NvmeTombstone& tombstone) {
+    return sequence < tombstone.sequence || (sequence == tombstone.sequence && page < tombstone.page);
+  });
+}
+
 std::vector<NvmeTombstone> NvmeTombstones::Prune(uint64_t oldest_sequence) {
   MutexLock lock(&mu_);
   std::erase_if(list_, [&](const NvmeTombstone& old) { return old.sequence < oldest_sequence; });
