@@ -157,8 +157,13 @@ TEST_F(CudaCopyFaults, ABitThatTurnsOverIsFoundWithoutKernels) {
 
 TEST_F(CudaCopyFaults, ACopyThatHangsFencesTheDevice) {
   Begin({}, kBusy);
+  // Each has frames of its own: once let go, the lost copies run side by side.
+  const auto load_frames = std::make_shared<Frames>(*rig_, 3, region_->page_bytes());
+  const auto second_frames = std::make_shared<Frames>(*rig_, 2, region_->page_bytes());
   softcuda_.Hang(true);
-  CopyBatch store = Store(), load = Load({5, 6, 8}), second = Store({9, 10});
+  CopyBatch store = Store();
+  CopyBatch load = MakeLoad(region_, std::vector<uint64_t>{5, 6, 8}, *load_frames, kSeed, 50, &payloads_);
+  CopyBatch second = MakeBatch(region_, Direction::kStore, std::vector<uint64_t>{9, 10}, *second_frames, kSeed);
   Outcome stored, loaded, seconded;
   std::atomic<bool> store_lost{false}, load_lost{false};
   store.done = [&, taker = stored.Taker()](CopyBatch& batch, const absl::Status& status) {
@@ -191,7 +196,7 @@ TEST_F(CudaCopyFaults, ACopyThatHangsFencesTheDevice) {
   engine_.reset();  // does not wait for what hangs
   // The lost copies go on at any time: what they touch stays until the process ends, as it must in the daemon.
   static auto* const lost = new std::vector<std::shared_ptr<void>>;
-  *lost = {rig_, memory_, region_, frames_};
+  *lost = {rig_, memory_, region_, frames_, load_frames, second_frames};
   softcuda_.Hang(false);
 }
 
