@@ -10,6 +10,8 @@
 #include <fstream>
 #include <string>
 
+#include "absl/strings/str_cat.h"
+
 namespace terrace::tiering {
 namespace {
 
@@ -75,6 +77,24 @@ TEST_F(TraceFile, CompressedFilesAreReadAsTheyAre) {
   EXPECT_FALSE(ReadTraceFile(path).ok());
 }
 
+// The message names the last whole line, and the file once.
+TEST_F(TraceFile, OneThatWasCutShortIsSaidToBe) {
+  const std::string path = folder_ + "/trace.gz";
+  gzFile file = gzopen(path.c_str(), "wb");
+  std::string lines;
+  uint64_t id = 88172645463325252;  // numbers that do not compress to nothing
+  for (int i = 0; i < 2000; ++i) {
+    id = id * 6364136223846793005 + 1442695040888963407;
+    lines += absl::StrCat("{\"timestamp\": ", i, ", \"input_length\": 1, \"hash_ids\": [", id, "]}\n");
+  }
+  ASSERT_EQ(gzwrite(file, lines.data(), static_cast<unsigned>(lines.size())), static_cast<int>(lines.size()));
+  gzclose(file);
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) / 2);
+  const std::string message(ReadTraceFile(path).status().message());
+  EXPECT_THAT(message, testing::ContainsRegex("after line [1-9][0-9]+: the compressed file was cut short"));
+  EXPECT_EQ(message.find(path), message.rfind(path)) << message;
+}
+
 // One id behind different prefixes: different blocks.
 TEST_F(TraceFile, IdsAreChained) {
   const auto trace = Read("timestamp_ms,input_length,output_length,hash_ids\n0,1024,0,1 5\n1,1024,0,2 5\n");
@@ -97,6 +117,8 @@ TEST_F(TraceFile, BadLinesAreNamed) {
   ExpectRefused(std::string(100000, '['), "line 1");
   ExpectRefused(R"({"deep": )" + std::string(100000, '['), "deep");
   ExpectRefused("", "no blocks");
+  ExpectRefused("time,input,output,ids\n0,1,2,3\n", "line 1: neither a JSON object nor the header of a CSV, which is "
+                                                    "exactly timestamp_ms,input_length,output_length,hash_ids");
   const std::string header = "timestamp_ms,input_length,output_length,hash_ids\n";
   ExpectRefused(header + "1,2,3\n", "line 2: must have four columns");
   ExpectRefused(header + "1,x,3,4\n", "must be numbers");

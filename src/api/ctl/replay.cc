@@ -30,6 +30,9 @@ absl::StatusOr<std::vector<std::string>> Policies(const std::vector<std::string>
   known.push_back(kInfinite);
   known.push_back(kBelady);
   if (asked == std::vector<std::string>{"all"}) return known;
+  if (std::find(asked.begin(), asked.end(), "all") != asked.end()) {
+    return absl::InvalidArgumentError("--policy: all stands for every policy; name no other beside it");
+  }
   for (const std::string& policy : asked) {
     if (std::find(known.begin(), known.end(), policy) == known.end()) {
       return absl::InvalidArgumentError(
@@ -112,6 +115,13 @@ void PrintTable(const std::vector<ReplayResult>& results, const ReplayArguments&
   std::cout << table.ToText(StandardOutputHasColour());
 }
 
+// What can be told before the trace was read.
+absl::Status Check(const ReplayArguments& arguments) {
+  RETURN_IF_ERROR(Policies(arguments.policies).status());
+  RETURN_IF_ERROR(tiering::HintOptions::Parse(arguments.hints).status());
+  return arguments.plot_path.empty() ? absl::OkStatus() : CheckReplayPlot(arguments.plot_path);
+}
+
 absl::Status Simulate(const Settings& settings, const ReplayArguments& arguments, const tiering::Trace& trace) {
   ASSIGN_OR_RETURN(const std::vector<std::string> policies, Policies(arguments.policies));
   ASSIGN_OR_RETURN(tiering::HintOptions hints, tiering::HintOptions::Parse(arguments.hints));
@@ -141,13 +151,16 @@ absl::Status Simulate(const Settings& settings, const ReplayArguments& arguments
 }  // namespace
 
 int RunReplay(const Settings& settings, const ReplayArguments& arguments) {
+  const auto refuse = [](const absl::Status& status) {
+    Fail(status);
+    return kExitUsage;
+  };
+  if (const absl::Status status = Check(arguments); !status.ok()) return refuse(status);
   const absl::StatusOr<tiering::Trace> trace = tiering::ReadTraceFile(arguments.trace_path);
-  absl::Status status = trace.status();
-  if (status.ok() && arguments.is_live) return RunLiveReplay(settings, arguments, *trace);
-  if (status.ok()) status = Simulate(settings, arguments, *trace);
-  if (status.ok()) return kExitOk;
-  Fail(status);
-  return kExitUsage;
+  if (!trace.ok()) return refuse(trace.status());
+  if (arguments.is_live) return RunLiveReplay(settings, arguments, *trace);
+  const absl::Status status = Simulate(settings, arguments, *trace);
+  return status.ok() ? kExitOk : refuse(status);
 }
 
 }  // namespace terrace::ctl

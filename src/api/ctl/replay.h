@@ -44,6 +44,9 @@ int RunReplay(const Settings& settings, const ReplayArguments& arguments);
 
 int RunLiveReplay(const Settings& settings, const ReplayArguments& arguments, const tiering::Trace& trace);
 
+// Whether a picture could be written there, before a long run.
+absl::Status CheckReplayPlot(const std::string& path);
+
 // Token hit rate over capacity, one line a policy, as an SVG file.
 absl::Status WriteReplayPlot(const std::string& path, const std::string& title,
                              const std::vector<tiering::ReplayResult>& results);

@@ -12,6 +12,7 @@
 #include <iostream>
 #include <memory>
 #include <random>
+#include <span>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -27,6 +28,7 @@ namespace {
 
 using SteadyClock = std::chrono::steady_clock;
 constexpr uint32_t kOpLimitUs = 60'000'000;
+constexpr uint64_t kMaxMemory = uint64_t{8} << 30;  // as of bench
 
 struct Close {
   void operator()(terrace_client* client) const { terrace_close(client); }
@@ -59,17 +61,21 @@ double Percentile(std::vector<double>& values, double share) {
 class LiveReplay {
  public:
   LiveReplay(const ReplayArguments& arguments, const std::string& socket, const tiering::Trace& trace)
-      : arguments_(arguments), socket_(socket), trace_(trace), block_bytes_(arguments.block_bytes) {}
+      : arguments_(arguments),
+        socket_(socket),
+        trace_(trace),
+        requests_(std::span(trace.requests)
+                      .first(arguments.max_requests == 0
+                                 ? trace.requests.size()
+                                 : std::min<size_t>(arguments.max_requests, trace.requests.size()))),
+        block_bytes_(arguments.block_bytes) {}
 
   absl::Status Run() {
+    RETURN_IF_ERROR(SizeUp());
     RETURN_IF_ERROR(Connect());
-    const size_t n = arguments_.max_requests == 0
-                         ? trace_.requests.size()
-                         : std::min<size_t>(arguments_.max_requests, trace_.requests.size());
     const auto start = SteadyClock::now();
-    const int64_t first_ns = trace_.requests[0].time_ns;
-    for (size_t i = 0; i < n; ++i) {
-      const tiering::Trace::Request& request = trace_.requests[i];
+    const int64_t first_ns = requests_[0].time_ns;
+    for (const tiering::Trace::Request& request : requests_) {
       const auto due = start + std::chrono::nanoseconds(static_cast<int64_t>(
                                    static_cast<double>(request.time_ns - first_ns) / arguments_.speed));
       std::this_thread::sleep_until(due);
@@ -83,6 +89,8 @@ class LiveReplay {
   void Print(bool is_json);
 
  private:
+  // The longest chain, and whether memory for it may be asked for.
+  absl::Status SizeUp();
   absl::Status Connect();
   absl::Status RunRequest(const tiering::Trace::Request& request);
   // Loads and checks the first n blocks of the chain.
@@ -96,7 +104,9 @@ class LiveReplay {
   const ReplayArguments& arguments_;
   const std::string socket_;
   const tiering::Trace& trace_;
+  const std::span<const tiering::Trace::Request> requests_;  // those that are played
   const uint64_t block_bytes_;
+  uint32_t longest_ = 1;  // blocks of a request
   const uint64_t run_ = std::random_device{}() | uint64_t{std::random_device{}()} << 32;
   std::vector<uint8_t> source_, target_, expected_, keys_;
   std::vector<uint64_t> ids_;
@@ -109,6 +119,15 @@ class LiveReplay {
   Owned<terrace_keyspace> keyspace_;
   Owned<terrace_pages> source_pages_, target_pages_;
 };
+
+absl::Status LiveReplay::SizeUp() {
+  for (const tiering::Trace::Request& request : requests_) longest_ = std::max(longest_, request.count);
+  if (longest_ <= kMaxMemory / 2 / block_bytes_) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("replay: the longest request has ", longest_, " blocks, which at --block-bytes ",
+                   HumanBytes(block_bytes_), " takes more than ", HumanBytes(kMaxMemory),
+                   " to load and store; at most ", HumanBytes(kMaxMemory / 2 / longest_), " a block would do"));
+}
 
 absl::Status LiveReplay::Connect() {
   terrace_options options{};
@@ -128,17 +147,15 @@ absl::Status LiveReplay::Connect() {
   status = terrace_keyspace_open(client, &desc, &keyspace);
   keyspace_.reset(keyspace);
   if (status != TERRACE_OK) return LastError("open key space", status);
-  uint32_t longest = 1;
-  for (const tiering::Trace::Request& request : trace_.requests) longest = std::max(longest, request.count);
-  source_.resize(longest * block_bytes_);
-  target_.resize(longest * block_bytes_);
+  source_.resize(longest_ * block_bytes_);
+  target_.resize(longest_ * block_bytes_);
   expected_.resize(block_bytes_);
-  keys_.resize(uint64_t{longest} * TERRACE_KEY_BYTES);
-  for (uint64_t i = 0; i < longest; ++i) ids_.push_back(i);
+  keys_.resize(uint64_t{longest_} * TERRACE_KEY_BYTES);
+  for (uint64_t i = 0; i < longest_; ++i) ids_.push_back(i);
   for (const bool is_source : {true, false}) {
     const terrace_plane plane{is_source ? source_.data() : target_.data(), block_bytes_, block_bytes_};
     terrace_pages* pages = nullptr;
-    status = terrace_pages_register(client, &plane, 1, longest, &pages);
+    status = terrace_pages_register(client, &plane, 1, longest_, &pages);
     (is_source ? source_pages_ : target_pages_).reset(pages);
     if (status != TERRACE_OK) return LastError("register memory", status);
   }

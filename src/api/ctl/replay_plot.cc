@@ -1,7 +1,12 @@
 // Copyright 2026 The Terrace Authors. SPDX-License-Identifier: Apache-2.0
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cmath>
+#include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <map>
 
@@ -52,6 +57,17 @@ std::string Axes(const Scale& scale, const std::vector<uint64_t>& capacities) {
 }
 
 }  // namespace
+
+absl::Status CheckReplayPlot(const std::string& path) {
+  std::error_code error;
+  const bool is_there = std::filesystem::exists(path, error);
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  const bool is_good = is_there ? access(path.c_str(), W_OK) == 0
+                                : access(folder.empty() ? "." : folder.c_str(), W_OK | X_OK) == 0;
+  if (is_good && !std::filesystem::is_directory(path, error)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("cannot write ", path, ": ", std::strerror(is_good ? EISDIR : errno)));
+}
 
 absl::Status WriteReplayPlot(const std::string& path, const std::string& title,
                              const std::vector<tiering::ReplayResult>& results) {

@@ -4,12 +4,15 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
 #include <iostream>
+#include <new>
 
 #include "absl/strings/str_cat.h"
 #include "api/client/terrace.h"
 #include "api/ctl/command.h"
 #include "api/ctl/replay.h"
+#include "api/ctl/size_option.h"
 
 namespace terrace::ctl {
 namespace {
@@ -83,7 +86,7 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   bench->add_option("--block-bytes", bench_options.block_bytes, "Bytes of a block")
-      ->transform(CLI::AsSizeValue(false))
+      ->transform(AsSize())
       ->check(CLI::Range(uint64_t{4096}, uint64_t{1} << 30));
   bench->add_option("--rounds", bench_options.rounds, "Repeats; the median is shown")
       ->check(CLI::Range(1, 1000))
@@ -120,4 +123,14 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace terrace::ctl
 
-int main(int argc, char** argv) { return terrace::ctl::Main(argc, argv); }
+// Libraries may throw; a user gets a sentence, not a core file.
+int main(int argc, char** argv) {
+  try {
+    return terrace::ctl::Main(argc, argv);
+  } catch (const std::bad_alloc&) {
+    std::cerr << "terracectl: there is not enough memory for what was asked\n";
+  } catch (const std::exception& e) {
+    std::cerr << "terracectl: " << e.what() << "\n";
+  }
+  return terrace::ctl::kExitUsage;
+}

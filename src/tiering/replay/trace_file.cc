@@ -6,6 +6,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "tiering/replay/trace.h"
 
 namespace terrace::tiering {
@@ -21,9 +22,9 @@ struct GzClose {
 // zlib reads plain files as they are.
 class Lines {
  public:
-  explicit Lines(const std::string& path) : file_(gzopen(path.c_str(), "rb")) {}
+  explicit Lines(const std::string& path) : path_(path), file_(gzopen(path.c_str(), "rb")) {}
   bool is_open() const { return file_ != nullptr; }
-  // False at the end or on an error.
+  // False at the end or on an error; whole lines before an error come first.
   bool Next(std::string* line) {
     for (;;) {
       const size_t end = buffer_.find('\n', at_);
@@ -33,7 +34,7 @@ class Lines {
         ++number_;
         return true;
       }
-      if (is_end_ || !Fill()) return false;
+      if (is_end_ || !status_.ok() || !Fill()) return false;
     }
   }
   uint64_t number() const { return number_; }
@@ -54,13 +55,16 @@ class Lines {
     int error = Z_OK;
     const char* text = gzerror(file_.get(), &error);
     if (n < 0 || (error != Z_OK && error != Z_STREAM_END)) {
-      status_ = absl::InvalidArgumentError(text);  // Z_BUF_ERROR: the file was cut short
-      return false;
+      // zlib puts the path in front, as does who asked for the line.
+      status_ = absl::InvalidArgumentError(error == Z_BUF_ERROR ? "the compressed file was cut short"
+                                                                : absl::StripPrefix(text, absl::StrCat(path_, ": ")));
+      return n > 0;
     }
     is_end_ = n < static_cast<int>(kChunk) && gzeof(file_.get()) != 0;
     return true;
   }
 
+  const std::string path_;
   const std::unique_ptr<gzFile_s, GzClose> file_;
   std::string buffer_;
   size_t at_ = 0;
@@ -84,14 +88,18 @@ absl::StatusOr<Trace> ReadTraceFile(const std::string& path) {
       continue;
     }
     if (text.empty()) continue;
+    if (lines.number() == 1 && text[0] != '{') {
+      return absl::InvalidArgumentError(absl::StrCat(path, ", line 1: neither a JSON object nor the header of a CSV, "
+                                                           "which is exactly ", kTraceCsvHeader));
+    }
     const absl::Status added = is_csv ? builder.AddCsvLine(text) : builder.AddMooncakeLine(text);
     if (!added.ok()) {
       return absl::InvalidArgumentError(absl::StrCat(path, ", line ", lines.number(), ": ", added.message()));
     }
   }
   if (!lines.status().ok()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ", after line ", lines.number(), ": ", lines.status().message()));
+    const std::string where = lines.number() == 0 ? "" : absl::StrCat(", after line ", lines.number());
+    return absl::InvalidArgumentError(absl::StrCat(path, where, ": ", lines.status().message()));
   }
   Trace trace = builder.Finish();
   if (trace.references.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": no blocks in it"));
