@@ -254,7 +254,9 @@ std::vector<ConfigOption> MakeOptions() {
        "Which blocks are worth a write: `adaptive`, `all`, `second_use`. See docs/replay.md.",
        [](tv t, Config* c) { return SetWord(t, {"adaptive", "all", "second_use"}, &c->stack.admission_policy); },
        [](const Config& c) { return c.stack.admission_policy; }},
-      {"nvme.read_deadline", "duration", "A load from disk that takes longer is answered as a miss (`deadline`).",
+      {"nvme.read_deadline", "duration",
+       "A load from disk that takes longer is answered as a miss (`deadline`). A disk on which a request, a write too, "
+       "takes twice as long is taken out of service: not below what a busy disk needs.",
        [](tv t, Config* c) { return SetDuration(t, 10'000'000, &c->stack.nvme.read_deadline_ns); },
        [](const Config& c) { return FormatDuration(c.stack.nvme.read_deadline_ns); }},
       {"nvme.retry", "duration", "How often a disk that is out of service is tried again.",
