@@ -72,9 +72,13 @@ uint32_t Catalog::Find(const KeySpace& key_space, std::span<const BlockKey> keys
   return n;
 }
 
-Reason Catalog::WhyMissing(const KeySpace& key_space, const BlockKey& key) const {
-  if (key_space.blocks_stored.load(std::memory_order_relaxed) == 0) return key_spaces_->WhyEmpty(key_space);
-  return misses_.Recall(key_space.id, key);
+Reason Catalog::WhyMissing(const KeySpace& key_space, const BlockKey& key, Reason* why_empty) const {
+  const Reason known = misses_.Recall(key_space.id, key);
+  if (known != Reason::kCold || key_space.blocks_stored.load(std::memory_order_relaxed) > 0) return known;
+  if (why_empty != nullptr && *why_empty != Reason::kNone) return *why_empty;
+  const Reason why = is_below_ && is_below_(key_space) ? Reason::kCold : key_spaces_->WhyEmpty(key_space);
+  if (why_empty != nullptr) *why_empty = why;
+  return why;
 }
 
 void Catalog::DrainTouchesLocked() {

@@ -7,9 +7,11 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -56,7 +58,10 @@ class Catalog {
   uint32_t Find(const kv::KeySpace& key_space, std::span<const kv::BlockKey> keys, bool stop_at_miss,
                 bool pin, absl::FunctionRef<bool(uint64_t)> may_pin,
                 std::span<kv::PrefixIndex::Found> found, bool* refused);
-  Reason WhyMissing(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
+  // why_empty: for several keys in a row; what was found out about the key space as a whole, which is costly.
+  Reason WhyMissing(const kv::KeySpace& key_space, const kv::BlockKey& key, Reason* why_empty = nullptr) const;
+  // Whether a lower tier may hold blocks of a key space: then it is not empty. Set before the first call.
+  void SetIsBelow(std::function<bool(const kv::KeySpace&)> is_below) { is_below_ = std::move(is_below); }
   // Why the next asker will not find it.
   void RememberMiss(const kv::KeySpace& key_space, const kv::BlockKey& key, Reason why) {
     misses_.Remember(key_space.id, key, why);
@@ -194,6 +199,7 @@ class Catalog {
   const Options options_;
   kv::PrefixIndex index_;
   mutable kv::MissMemory misses_;
+  std::function<bool(const kv::KeySpace&)> is_below_;  // empty: there is no lower tier
   std::atomic<uint64_t> dropped_touches_{0}, forced_evictions_{0}, full_at_bytes_{0};
 
   mutable Mutex mu_;

@@ -98,11 +98,10 @@ std::vector<LowerTierLookup::Found> LowerTierLookup::Find(const KeySpace& key_sp
           found.reason = Reason::kLeaseLimit;
         } else {
           Reason why = Reason::kNone;
-          found.promotion = promoter_->Start(key_space, keys[i], prefix ? behind : nullptr, &why);
+          found.promotion = promoter_->Start(key_space, keys[i], prefix ? behind : nullptr, &why, true);
           if (found.promotion == nullptr) {
             found.reason = why;
           } else {
-            found.from_nvme = true;
             pending_bytes += bytes;
             behind = found.promotion;
             demoter_->OnNvmeHit(key_space, keys[i]);

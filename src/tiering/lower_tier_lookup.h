@@ -33,12 +33,12 @@ class LowerTierLookup {
   struct Found {
     kv::FrameId frame = kv::kNoFrame;      // in host memory after all, behind the first gap: pinned
     std::shared_ptr<Promotion> promotion;  // on its way
-    bool from_nvme = false;
     Reason reason = Reason::kNone;         // a miss that this class knows the reason of
     bool may_be_there = false;             // not known to be anywhere, but a disk does not know all it holds
   };
   // One entry a key; empty entries for those that host memory answered, and behind the first miss in
   // prefix mode. why_not: kNone when loads may be started, else the reason of what lies below.
+  // Promotions are counted when they settle, see Promoter::Counters.
   std::vector<Found> Find(const kv::KeySpace& key_space, std::span<const kv::BlockKey> keys,
                           std::span<const kv::PrefixIndex::Found> host, const LookupOptions& options,
                           Reason why_not) const;

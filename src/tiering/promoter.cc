@@ -29,13 +29,17 @@ Promoter::~Promoter() {
 }
 
 std::shared_ptr<Promotion> Promoter::Start(const KeySpace& key_space, const BlockKey& key,
-                                           const std::shared_ptr<Promotion>& behind, Reason* why) {
+                                           const std::shared_ptr<Promotion>& behind, Reason* why,
+                                           bool for_lookup) {
   const Name name{key_space.id, key};
   const uint64_t bytes = key_space.identity.block_bytes;
   auto promotion = std::make_shared<Promotion>(tier_);
   {
     MutexLock lock(&mu_);
-    if (const auto it = under_way_.find(name); it != under_way_.end()) return it->second.promotion;
+    if (const auto it = under_way_.find(name); it != under_way_.end()) {
+      it->second.lookups += for_lookup;
+      return it->second.promotion;
+    }
     if (bytes_under_way_ + bytes > max_bytes_) {
       *why = Reason::kOverload;
       return nullptr;
@@ -46,6 +50,7 @@ std::shared_ptr<Promotion> Promoter::Start(const KeySpace& key_space, const Bloc
     entry.key_space = &key_space;
     entry.started_ns = clock_->NowNs();
     entry.as_of_flushes = key_space.flushes.load(std::memory_order_relaxed);
+    entry.lookups = for_lookup;
     if (behind != nullptr) {
       if (const auto before = names_.find(behind.get()); before != names_.end()) {
         entry.behind_other = true;
@@ -58,6 +63,10 @@ std::shared_ptr<Promotion> Promoter::Start(const KeySpace& key_space, const Bloc
   const auto frame = catalog_->Allocate(key_space);
   if (!frame.has_value()) {
     *why = Reason::kBudget;
+    {
+      MutexLock lock(&mu_);
+      under_way_.at(name).lookups -= for_lookup;  // it is not pending for this one; others may have joined
+    }
     NvmeTier::ReadResult none;
     none.reason = Reason::kBudget;
     OnRead(name, std::move(none));
@@ -134,12 +143,14 @@ void Promoter::Finish(const Name& name, std::vector<Name>* turn) {
     counter->Add();
   }
   std::vector<Waiter> waiters;
+  uint64_t lookups;
   {
     MutexLock lock(&mu_);
     auto node = under_way_.extract(name);
     UnderWay& entry = node.mapped();
     names_.erase(promotion.get());
     bytes_under_way_ -= key_space->identity.block_bytes;
+    lookups = entry.lookups;
     waiters = std::move(entry.waiters);
     waiter_count_ -= waiters.size();
     for (Name& next : entry.next) {
@@ -149,6 +160,7 @@ void Promoter::Finish(const Name& name, std::vector<Name>* turn) {
       if (it->second.result.has_value()) turn->push_back(std::move(next));
     }
   }
+  if (lookups > 0 && counters_.settled) counters_.settled(*key_space, reason, lookups);
   for (Waiter& waiter : waiters) Answer(std::move(waiter));
 }
 
@@ -158,6 +170,7 @@ Reason Promoter::Publish(const KeySpace& key_space, const BlockKey& key, kv::Fra
     if (frame != kv::kNoFrame) tier_->Abandon(frame);
     switch (result.reason) {
       case Reason::kCorrupt:
+      case Reason::kEvicted:
       case Reason::kIoError:
       case Reason::kDeadline:
       case Reason::kTierOffline:

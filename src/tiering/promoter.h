@@ -55,6 +55,8 @@ class Promoter {
     Counter* promoted_bytes = nullptr;
     Counter* failed_blocks[kReasonCount] = {};  // by reason; null where it cannot occur
     Histogram* duration = nullptr;
+    // Lookups were told that a block is pending, and it has come (kNone) or does not: once a block, with how many.
+    std::function<void(const kv::KeySpace&, Reason, uint64_t lookups)> settled;
   };
   Promoter(HostTier* tier, Catalog* catalog, NvmeTier* nvme, const Clock* clock, LoadRates* rates,
            uint64_t max_bytes, const Counters& counters);
@@ -62,9 +64,10 @@ class Promoter {
   ~Promoter();
 
   // Begins to bring the block up, or joins who has begun. behind: the block before it in its chain, if that
-  // is on its way too. nullptr and *why: no room now.
+  // is on its way too. nullptr and *why: no room now. for_lookup: Counters::settled is to tell how it ended,
+  // whoever still waits then.
   std::shared_ptr<Promotion> Start(const kv::KeySpace& key_space, const kv::BlockKey& key,
-                                   const std::shared_ptr<Promotion>& behind, Reason* why);
+                                   const std::shared_ptr<Promotion>& behind, Reason* why, bool for_lookup = false);
   // Joins those who wait for the block; nullptr: it is not on its way.
   std::shared_ptr<Promotion> Join(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
   bool IsUnderWay(const kv::KeySpace& key_space, const kv::BlockKey& key) const;
@@ -92,6 +95,7 @@ class Promoter {
     kv::FrameId frame = kv::kNoFrame;  // being filled
     int64_t started_ns = 0;
     uint32_t as_of_flushes = 0;
+    uint64_t lookups = 0;                           // that were told that it is pending
     bool behind_other = false;                      // waits for the one before it in its chain
     std::optional<NvmeTier::ReadResult> result;     // arrived, but not its turn yet
     std::vector<Name> next;                         // those that wait for this one

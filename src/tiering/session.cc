@@ -101,7 +101,6 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
   if (pin && lease->frames.empty()) lease->frames.reserve(n_host);  // else it grows by doubling
   const TenantCounters& counters = impl.tenants[tenant_];
   bool leading = true;
-  uint32_t n_nvme = 0;
   Reason why_empty = Reason::kNone;  // found out once: it looks at every key space
   for (size_t i = 0; i < keys.size(); ++i) {
     BlockPlace place;
@@ -120,7 +119,6 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
       ++answer.n_here;
       ++answer.n_pending;
       answer.n_prefix += leading;
-      n_nvme += lower->from_nvme;
       place.reason = Reason::kPending;
       place.payload_bytes = static_cast<uint32_t>(key_space->identity.block_bytes);
       lease->promotions.push_back(std::move(lower->promotion));
@@ -133,11 +131,8 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
         place.reason = lower->reason;
       } else if (refused && impl.catalog.index().Find(key_space->id, keys[i]).has_value()) {
         place.reason = Reason::kLeaseLimit;
-      } else if (why_empty != Reason::kNone) {
-        place.reason = why_empty;
       } else {
-        place.reason = impl.catalog.WhyMissing(*key_space, keys[i]);
-        if (key_space->blocks_stored.load(std::memory_order_relaxed) == 0) why_empty = place.reason;
+        place.reason = impl.catalog.WhyMissing(*key_space, keys[i], &why_empty);
       }
       // Nothing is known of it here: while not all that an earlier process left was found, that says little.
       const bool may_be_there = !impl.is_recovered || (lower != nullptr && lower->may_be_there);
@@ -150,11 +145,9 @@ absl::StatusOr<LookupAnswer> Session::Lookup(kv::KeySpaceId key_space_id, std::s
   if (counted) {
     const uint64_t tokens = key_space->identity.tokens_per_block;
     counters.lookup_blocks->Add(keys.size());
-    counters.hit_blocks->Add(answer.n_here - n_nvme);
-    counters.nvme_hit_blocks->Add(n_nvme);
+    counters.hit_blocks->Add(answer.n_here - answer.n_pending);  // pending ones: see CountSettled
     counters.lookup_tokens->Add(keys.size() * tokens);
-    counters.hit_tokens->Add((answer.n_here - n_nvme) * tokens);
-    counters.nvme_hit_tokens->Add(n_nvme * tokens);
+    counters.hit_tokens->Add((answer.n_here - answer.n_pending) * tokens);
   }
 
   const bool kept = pin && (answer.n_here > 0 || fresh == nullptr);  // a new lease of nothing is none

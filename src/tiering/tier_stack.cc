@@ -168,10 +168,16 @@ absl::Status TierStack::Impl::AddLowerTiers(MetricRegistry* metrics) {
                                             options.device_factory ? options.device_factory : OpenBlockDevice,
                                             clock, &disk_budget, metrics, &load_copies));
   }
+  promotions.settled = [this](const KeySpace& key_space, Reason reason, uint64_t lookups) {
+    CountSettled(key_space, reason, lookups);
+  };
   // There without lower tiers, too: Locate answers what is here and why the rest is not.
   promoter = std::make_unique<Promoter>(&tier, &catalog, nvme.get(), clock, &rates,
                                         Share(plan.arena_bytes, kPromotionShare), promotions);
   if (nvme == nullptr) return absl::OkStatus();
+  catalog.SetIsBelow([this](const KeySpace& key_space) {
+    return nvme != nullptr && nvme->MayHaveSpace(key_space.digest);
+  });
   uint64_t disk_bytes = 0;
   for (const BlockDeviceOptions& device : options.nvme.devices) disk_bytes += device.bytes;
   ASSIGN_OR_RETURN(auto admission,

@@ -85,6 +85,8 @@ class TierStack::Impl {
   // Leases cost memory here and count on frames: what all of them may name together is bounded, however
   // often a client asks for the same block. False: no room for so many more.
   bool TryChargePins(uint64_t pins);
+  // A block that lookups were told to be pending has come (kNone) or does not: now it is a hit or a miss of theirs.
+  void CountSettled(const kv::KeySpace& key_space, Reason reason, uint64_t lookups);
   // Lets go of everything that a lease holds.
   void End(Session::Lease* lease);
 

@@ -3,6 +3,7 @@
 // The metrics of a TierStack; all of them are listed in docs/metrics.md.
 #include <algorithm>
 
+#include "kvstore/base/check.h"
 #include "tiering/tier_stack_impl.h"
 
 namespace terrace::tiering {
@@ -78,6 +79,18 @@ void TierStack::Impl::RegisterMetrics(MetricRegistry* metrics) {
                                          {{"src", "client"}, {"dst", "host"}});
   RegisterTierMetrics(metrics);
   RegisterGauges(metrics);
+}
+
+void TierStack::Impl::CountSettled(const kv::KeySpace& key_space, Reason reason, uint64_t lookups) {
+  const TenantCounters& counters = tenants[key_space.tenant];
+  if (reason == Reason::kNone) {
+    counters.nvme_hit_blocks->Add(lookups);
+    counters.nvme_hit_tokens->Add(lookups * key_space.identity.tokens_per_block);
+    return;
+  }
+  Counter* const counter = counters.miss_blocks[static_cast<int>(reason)];
+  TERRACE_CHECK(counter != nullptr);
+  counter->Add(lookups);
 }
 
 // Between the tiers.

@@ -72,6 +72,7 @@ void NvmeIndex::Forget(Shard& shard, Set::iterator it) {
   Entry& entry = EntryOf(*it);
   const uint16_t pages = entry.pages.fetch_and(kPagesMask, std::memory_order_relaxed) & kPagesMask;
   blocks_.fetch_sub(1, std::memory_order_relaxed);
+  of_space_[entry.space_tag % of_space_.size()].fetch_sub(1, std::memory_order_relaxed);
   segments_[*it >> entry_bits_].live.fetch_sub(1, std::memory_order_release);
   used_pages_.fetch_sub(pages, std::memory_order_relaxed);
   shard.set.erase(it);
@@ -147,6 +148,7 @@ bool NvmeIndex::Publish(uint32_t id, const NvmeEntry& data, uint32_t replaces,
   shard.set.insert(id);
   entry.pages.fetch_or(kLive, std::memory_order_relaxed);
   blocks_.fetch_add(1, std::memory_order_relaxed);
+  of_space_[data.space_tag % of_space_.size()].fetch_add(1, std::memory_order_relaxed);
   segments_[id >> entry_bits_].live.fetch_add(1, std::memory_order_release);
   used_pages_.fetch_add(data.pages, std::memory_order_relaxed);
   return true;

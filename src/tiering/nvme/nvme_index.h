@@ -49,6 +49,10 @@ class NvmeIndex {
   bool Drop(uint64_t fingerprint, uint32_t id);
   // Blocks of a key space, or all.
   uint64_t DropSpace(std::optional<uint32_t> space_tag);
+  // False: no block of the key space is here. True once in a thousand times for another one of the same count.
+  bool MayHaveSpace(uint32_t space_tag) const {
+    return of_space_[space_tag % of_space_.size()].load(std::memory_order_relaxed) > 0;
+  }
   uint64_t blocks() const { return blocks_.load(std::memory_order_relaxed); }
   uint64_t used_bytes() const { return used_pages_.load(std::memory_order_relaxed) * kNvmePage; }
   uint64_t charged_bytes() const { return charged_.load(std::memory_order_relaxed); }
@@ -136,6 +140,7 @@ class NvmeIndex {
   MemoryBudget* const budget_;
   std::vector<Segment> segments_;
   std::vector<std::unique_ptr<Shard>> shards_;
+  std::array<std::atomic<uint32_t>, 1024> of_space_{};  // blocks, by the tag's remainder
   std::atomic<uint64_t> blocks_{0}, used_pages_{0}, charged_{0};
 };
 

@@ -41,6 +41,11 @@ NvmeStore::NvmeStore(const NvmeOptions* options, size_t number, const BlockDevic
 
 NvmeStore::~NvmeStore() { Stop(); }
 
+bool NvmeStore::MayHaveSpace(const std::array<uint8_t, 32>& key_space_digest) const {
+  const NvmeVolume* volume = disk_.volume.load(std::memory_order_acquire);
+  return volume != nullptr && volume->index.MayHaveSpace(NvmeSpaceTag(key_space_digest, volume->fingerprint_seed));
+}
+
 bool NvmeStore::Contains(const NvmeBlock& block) const {
   const NvmeVolume* volume = disk_.volume.load(std::memory_order_acquire);
   return volume != nullptr && volume->index.Contains(NvmeFingerprint(block, volume->fingerprint_seed));

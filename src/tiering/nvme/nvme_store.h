@@ -3,6 +3,7 @@
 // NvmeStore: one disk of the NVMe tier: its device, what is on it, and the thread that works on it.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -36,6 +37,7 @@ class NvmeStore {
   ~NvmeStore();
 
   bool Contains(const NvmeBlock& block) const;
+  bool MayHaveSpace(const std::array<uint8_t, 32>& key_space_digest) const;
   TierState state() const { return state_.load(std::memory_order_acquire); }
   // False: not here, done is as before.
   bool Read(const NvmeBlock& block, std::span<std::byte> target, NvmeReader::Done& done);

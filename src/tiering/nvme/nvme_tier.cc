@@ -123,6 +123,11 @@ NvmeTier::Presence NvmeTier::Find(const NvmeBlock& block) const {
   return presence;
 }
 
+bool NvmeTier::MayHaveSpace(const std::array<uint8_t, 32>& key_space_digest) const {
+  return std::any_of(impl_->stores.begin(), impl_->stores.end(),
+                     [&](const auto& store) { return store->MayHaveSpace(key_space_digest); });
+}
+
 void NvmeTier::Read(const NvmeBlock& block, std::span<std::byte> target, std::function<void(ReadResult)> done) {
   TERRACE_CHECK(target.size() == block.payload_bytes);
   bool is_taken = false;

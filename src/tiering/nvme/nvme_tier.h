@@ -70,6 +70,9 @@ class NvmeTier {
   // In memory only, one shard lock. kHere is a promise of a try, not of the bytes.
   Presence Find(const NvmeBlock& block) const;
 
+  // False: no disk holds a block of the key space, as far as is known. True may be wrong, rarely. In memory only.
+  bool MayHaveSpace(const std::array<uint8_t, 32>& key_space_digest) const;
+
   struct ReadResult {
     Reason reason = Reason::kNone;  // kNone: target holds the checked block. Else it is undefined:
                                     // kCorrupt, kIoError, kDeadline, kTierOffline, kEvicted, kOverload
