@@ -101,7 +101,10 @@ absl::StatusOr<int> Lock(int dir_fd, const std::string& path) {
     char pid[32] = {};
     const bool is_known = pread(fd, pid, sizeof(pid) - 1, 0) > 0;
     status = absl::AlreadyExistsError(absl::StrCat("the host tier's memory in ", path, " is held by another terraced",
-                                                   is_known ? absl::StrCat(", pid ", std::atoi(pid)) : ""));
+                                                   is_known ? absl::StrCat(", pid ", std::atoi(pid)) : "",
+                                                   "; daemons that share a tmpfs (containers with one /dev/shm) need "
+                                                   "a run_dir or a host.memory_dir each, or host.memory_dir: \"\" "
+                                                   "(memory ends with the process)"));
   } else if (fstat(fd, &info) != 0 || info.st_nlink != 1) {
     status = absl::AlreadyExistsError(absl::StrCat(path, " is being removed by another terraced; start again"));
   }

@@ -19,10 +19,14 @@ class StagingShare {
  public:
   StagingShare(uint64_t share_bytes, MemoryBudget* budget) : share_(share_bytes), budget_(budget) {}
 
-  // A 16th of the memory for blocks: two default clients of a small daemon, dozens of a large one.
-  static uint64_t BytesFor(uint64_t block_memory_bytes) {
-    return std::min<uint64_t>(block_memory_bytes / 16, 1ull << 30);
+  // A 16th of the memory for blocks: dozens of clients of a large daemon. Where that is less than one client
+  // asks for, up to an 8th, so that one can store whatever else the budget is full of.
+  static uint64_t BytesFor(uint64_t block_memory_bytes, uint64_t client_bytes) {
+    const uint64_t usual = std::min<uint64_t>(block_memory_bytes / 16, 1ull << 30);
+    return std::max(usual, std::min(client_bytes, block_memory_bytes / kLeastPart));
   }
+  // The memory for blocks in which a client gets all that it asks for.
+  static uint64_t BlockMemoryFor(uint64_t client_bytes) { return client_bytes * kLeastPart; }
 
   // False, and nothing charged, when neither share nor budget have room.
   bool TryCharge(uint64_t bytes) {
@@ -43,6 +47,8 @@ class StagingShare {
   }
 
  private:
+  static constexpr uint64_t kLeastPart = 8;
+
   const uint64_t share_;
   MemoryBudget* const budget_;
   Mutex mu_;

@@ -100,6 +100,13 @@ absl::StatusOr<std::unique_ptr<TierStack>> TierStack::Create(const TierStackOpti
                                                              const Clock* clock, MetricRegistry* metrics) {
   RETURN_IF_ERROR(options.Validate());
   const MemoryPlan plan = MemoryPlan::For(options);
+  if (plan.budget_for_staging_bytes != 0) {
+    Log(LogLevel::kWarning, "staging_is_short",
+        {{"kept_bytes", plan.staging_bytes}, {"asked_bytes", options.client_staging_bytes},
+         {"consequence", "storing clients get less staging memory, or none; large blocks may not be stored"},
+         {"mend", absl::StrCat("raise host.budget to ", plan.budget_for_staging_bytes >> 20,
+                               "MiB, or lower engine.staging_bytes")}});
+  }
   Catalog::Policies policies;
   for (auto& policy : policies) {
     ASSIGN_OR_RETURN(policy, MakeEvictionPolicy(options.eviction_policy, plan.index_capacity + (1 << 20),

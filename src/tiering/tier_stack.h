@@ -48,6 +48,7 @@ struct TierStackOptions {
   double max_leased_ratio = 0.8;  // of the host tier's bytes; beyond it blocks are not leased
   int64_t lease_max_age_ns = 300'000'000'000;  // second line of defence; the session's end is the first
   uint32_t store_queue_depth = 1024;  // blocks waiting to be copied in, all sessions
+  uint64_t client_staging_bytes = 0;  // what one storing client usually asks for: kept free for the first
   std::string memory_dir;         // tmpfs directory for the blocks' memory, which then outlives the process
                                   // and is taken over by the next one. Empty: anonymous, gone with it
   std::string run_dir;            // whose memory it is: one daemon per run_dir

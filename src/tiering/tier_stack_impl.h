@@ -43,6 +43,7 @@ struct TenantCounters {
 struct MemoryPlan {
   uint64_t arena_bytes = 0;     // segments of the host tier
   uint64_t staging_bytes = 0;   // share that is kept for clients' staging memory
+  uint64_t budget_for_staging_bytes = 0;  // that would hold what one client asks for; 0: this one does
   uint64_t disk_bytes = 0;      // buffers of disks and their index
   uint64_t static_bytes = 0;    // the process and the tables that do not depend on the load
   uint64_t index_capacity = 0;  // blocks

@@ -14,12 +14,16 @@ constexpr uint64_t kLeastArena = 2 << 20;  // enough to work at all: tests and s
 constexpr uint64_t kDeviceBytes = 2 << 20;  // of a disk beside its buffers: control pages, tables of its parts
 constexpr uint64_t kTypicalBlockBytes = 256 << 10;  // a guess, for how much policies remember
 
+uint64_t IoBytes(const TierStackOptions& options) {
+  return options.nvme.devices.size() * (options.nvme.io_memory_bytes + kDeviceBytes);
+}
+
 }  // namespace
 
 absl::Status TierStackOptions::Validate() const {
   if (tenants.empty()) return absl::InvalidArgumentError("tenants: at least one tenant is needed");
   if (tenants.size() > 4096) return absl::InvalidArgumentError("tenants: at most 4096");
-  const uint64_t io_bytes = nvme.devices.size() * (nvme.io_memory_bytes + kDeviceBytes);
+  const uint64_t io_bytes = IoBytes(*this);
   if (budget_bytes < process_bytes + io_bytes + 2 * kLeastArena) {
     return absl::InvalidArgumentError(
         absl::StrCat("host.budget is ", budget_bytes, " bytes; of these ", process_bytes,
@@ -45,6 +49,12 @@ absl::Status TierStackOptions::Validate() const {
   RETURN_IF_ERROR(MakeEvictionPolicy(eviction_policy, 1, 1).status());
   if (nvme.devices.empty()) return absl::OkStatus();
   RETURN_IF_ERROR(MakeAdmissionPolicy(admission_policy, {}).status());
+  // Beside what is for blocks, not in place of it.
+  if (const uint64_t most = (budget_bytes - process_bytes - io_bytes) / 2; nvme_index_bytes > most) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("nvme.index_memory is ", nvme_index_bytes, " bytes; host.budget leaves at most ", most,
+                     " for it, half of what remains beside the process and the buffers of disks"));
+  }
   return nvme.Validate();
 }
 
@@ -60,16 +70,21 @@ MemoryPlan MemoryPlan::For(const TierStackOptions& options) {
     is_whole_device |= device.bytes == 0;
   }
   if (!options.nvme.devices.empty()) {
-    const uint64_t io_bytes = options.nvme.devices.size() * (options.nvme.io_memory_bytes + kDeviceBytes);
     const uint64_t most = for_blocks / 16;
     uint64_t index = is_whole_device ? most : std::min(std::max<uint64_t>(disk_bytes / 1536, 256 << 10), most);
     if (options.nvme_index_bytes != 0) index = options.nvme_index_bytes;
-    plan.disk_bytes = std::min(io_bytes + index, for_blocks - 2 * kLeastArena);
+    plan.disk_bytes = std::min(IoBytes(options) + index, for_blocks - 2 * kLeastArena);
     for_blocks -= plan.disk_bytes;
   }
   // A share for staging, and 3 % for the tables of frames (they depend on the block size); what those need
   // beyond it comes out of segments nobody uses yet.
-  plan.staging_bytes = StagingShare::BytesFor(for_blocks);
+  plan.staging_bytes = StagingShare::BytesFor(for_blocks, options.client_staging_bytes);
+  if (plan.staging_bytes < options.client_staging_bytes) {
+    // A disk's index grows with the budget, too: a sixteenth of it at most.
+    const uint64_t missing = StagingShare::BlockMemoryFor(options.client_staging_bytes) - for_blocks;
+    constexpr uint64_t kRound = 16 << 20;
+    plan.budget_for_staging_bytes = options.budget_bytes + (missing + missing / 8 + kRound - 1) / kRound * kRound;
+  }
   plan.arena_bytes = (for_blocks - plan.staging_bytes) / 100 * 97;
   plan.arena_bytes = plan.arena_bytes / (2 * kv::kExtentBytes) * (2 * kv::kExtentBytes);
   plan.index_capacity = plan.arena_bytes / kv::kFrameAlign;

@@ -200,6 +200,26 @@ TEST_F(ClientTest, ViewsShowTheBytesInPlace) {
   terrace_keyspace_free(keyspace);
 }
 
+TEST_F(ClientTest, StoresThroughLessStagingMemoryWhereTheBudgetHasNoMore) {
+  StartDaemon(1);
+  terrace_client* first = Connect();
+  terrace_keyspace* keyspace = Open(first);
+  Store(first, keyspace, ChainKeys(1, 1));
+  terrace_keyspace_free(keyspace);
+
+  constexpr uint64_t kStep = 1 << 20;
+  uint64_t taken = 0;
+  while (daemon_->stack().ChargeStaging(kStep).ok()) taken += kStep;
+  ASSERT_GT(taken, 5 * kStep);
+  daemon_->stack().ReleaseStaging(5 * kStep);  // a quarter of the usual size fits
+  terrace_client* second = Connect();
+  keyspace = Open(second);
+  Store(second, keyspace, ChainKeys(2, 1));
+  EXPECT_EQ(Lookup(second, keyspace, ChainKeys(2, 1), TERRACE_MODE_PREFIX).n_prefix, 1u);
+  terrace_keyspace_free(keyspace);
+  daemon_->stack().ReleaseStaging(taken - 5 * kStep);
+}
+
 TEST_F(ClientTest, PrefixStopsAtTheFirstMissAndAllGoesOn) {
   StartDaemon(1);
   terrace_client* client = Connect();

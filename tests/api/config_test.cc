@@ -108,6 +108,8 @@ TEST_F(ConfigTest, ABadValueIsNamedWithWhatIsAccepted) {
               AllOf(HasSubstr("terraced.yaml:2: host.budget: \"lots\" is not a size such as 64GiB")));
   EXPECT_THAT(SetError("host.budget", "1MiB"), HasSubstr("at least 64MiB"));
   EXPECT_THAT(SetError("nvme.devices", "/disk=1MiB"), HasSubstr("at least 8MiB"));
+  EXPECT_THAT(SetError("nvme.devices", "/disk=0"), HasSubstr("at least 8MiB"));
+  EXPECT_EQ(SetError("nvme.depth", "0"), "command line: nvme.depth: \"0\" is not a whole number from 4 to 1024");
   EXPECT_THAT(SetError("gpu.staging_bytes", "1KiB"), HasSubstr("0, or a size of at least 2MiB"));
   EXPECT_THAT(SetError("host.budget", "0%"), HasSubstr("share of the machine's memory"));
   EXPECT_THAT(SetError("host.budget", "1000TiB"), HasSubstr("lower it"));
@@ -134,8 +136,30 @@ TEST_F(ConfigTest, OptionsThatContradictEachOtherAreRefused) {
   EXPECT_TRUE(LoadConfig({.settings = {{"http.listen", "0.0.0.0:9464"}, {"http.allow_remote", "true"}}}).ok());
   EXPECT_THAT(SetError("grpc.listen", "0.0.0.0:9465"), HasSubstr("loopback"));
   EXPECT_THAT(SetError("engine.staging_bytes", "1GiB"), HasSubstr("engine.staging_bytes_max"));
+  EXPECT_EQ(SetError("nvme.devices", "/disk=1GiB,/disk=1GiB"), "nvme.devices: /disk is there twice");
+  for (const char* file : {"/absent", "/dev/shm/absent", "/dev/null", "/tmp"}) {
+    EXPECT_THAT(SetError("nvme.devices", file), HasSubstr("a file needs a size")) << file;
+  }
+  EXPECT_TRUE(LoadConfig({.settings = {{"nvme.devices", "/dev/absent"}}}).ok()) << "a disk may come later";
   EXPECT_THAT(Error(LoadConfig({.settings = {{"engine.socket", "/x"}, {"grpc.socket", "/x"}}})),
               HasSubstr("must differ"));
+}
+
+TEST_F(ConfigTest, MemoryOfDisksLeavesRoomForBlocks) {
+  const auto load = [](const std::string& key, const std::string& size) {
+    return LoadConfig({.settings = {{"host.budget", "256MiB"}, {"nvme.devices", "/disk=1GiB"}, {key, size}}});
+  };
+  for (const char* key : {"nvme.index_memory", "nvme.io_memory"}) {
+    EXPECT_THAT(Error(load(key, "1TiB")), HasSubstr(key));
+  }
+  EXPECT_THAT(Error(load("nvme.index_memory", "128MiB")), HasSubstr("host.budget leaves at most"));
+  EXPECT_TRUE(load("nvme.index_memory", "64MiB").ok());
+}
+
+TEST_F(ConfigTest, OneClientsStagingIsPlannedFor) {
+  const absl::StatusOr<Config> config = LoadConfig({.settings = {{"engine.staging_bytes", "24MiB"}}});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->stack.client_staging_bytes, 24u << 20);
 }
 
 TEST_F(ConfigTest, FilesThatAreNoConfiguration) {
@@ -165,6 +189,8 @@ TEST_F(ConfigTest, Tenants) {
   EXPECT_THAT(YamlError("tenants: [{name: a}, {name: a}]\n"), HasSubstr("stands twice"));
   EXPECT_THAT(YamlError("tenants: [{name: a, uids: [-1]}]\n"), HasSubstr("whole number"));
   EXPECT_THAT(YamlError("tenants: [{name: a, tokens: x}]\n"), HasSubstr("\"tokens\" is not one of"));
+  EXPECT_THAT(YamlError("tenants: [{name: a, uids: x}]\n"), HasSubstr("uids: expected a list"));
+  EXPECT_THAT(YamlError("tenants: [{name: [a]}]\n"), HasSubstr("name: expected one value"));
   EXPECT_THAT(YamlError("tenants: [{name: \"a\\nb\"}]\n"), HasSubstr("letters"));
   EXPECT_TRUE(LoadConfig({.environment = {{"TERRACE_TENANTS", "[{name: x}]"}}}).ok());
 }

@@ -284,6 +284,28 @@ TEST(EngineStoreTest, StagingMemoryThatIsRefusedAgainAndAgainIsLoggedOnce) {
   EXPECT_EQ(said, 1u) << log;
 }
 
+// Tables of frames and memory that was taken over eat up what the budget has left, but never the first client's part.
+TEST(EngineStoreTest, AFullCacheHasStagingMemoryForOneClient) {
+  constexpr uint64_t kAsked = 16 << 20, kSmall = 16 << 10;
+  EngineRig rig([](api::Config* config) {
+    config->stack.process_bytes = 48 << 20;
+    config->stack.budget_bytes = (48 << 20) + 8 * kAsked;
+    config->stack.client_staging_bytes = kAsked;
+    config->staging_bytes_max = 1 << 30;
+  });
+  {
+    auto client = rig.Client();
+    const auto space = client->Open(kSmall);
+    ASSERT_TRUE(space.ok() && client->GetStaging(kSmall).ok());
+    for (uint64_t n = 0; rig.Metric("terrace_evictions_total") == 0; ++n) {
+      ASSERT_LT(n, 8 * kAsked / kSmall);
+      ASSERT_EQ(*client->Put(*space, KeyOf(n), PayloadOf(KeyOf(n), 0, kSmall)), Reason::kNone);
+    }
+  }
+  ASSERT_TRUE(Eventually([&] { return rig.server()->Connections().empty(); }));
+  EXPECT_TRUE(rig.Client()->GetStaging(kAsked).ok());
+}
+
 // Frames change size again and again: headers of one size lie where those of another were.
 TEST(EngineStoreTest, BlockSizesTakeTurnsInOneBudget) {
   EngineRig rig([](api::Config* config) { config->stack.budget_bytes = 96 << 20; });

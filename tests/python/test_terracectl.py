@@ -199,6 +199,16 @@ def test_doctor_with_a_daemon(daemon):
     assert "no problems" in ctl(daemon, "doctor")
 
 
+def test_refused_staging_memory_is_shown(start, connect):
+    daemon = start("--engine-staging-bytes", "2GiB", "--engine-staging-bytes-max", "2GiB")
+    assert "event=staging_is_short" in daemon.log()
+    assert "staging" not in ctl(daemon, "status").split("TIER")[0]
+    assert connect(daemon).store(chain("a", 1)) == ["budget"]
+    assert "staging   refused 1 times" in ctl(daemon, "status")
+    findings = {finding["check"]: finding for finding in ctl_json(daemon, "doctor")["findings"]}
+    assert findings["staging"]["level"] == "note" and "host.budget" in findings["staging"]["fix"]
+
+
 def test_doctor_without_a_daemon(room):
     socket = str(room / "grpc.sock")
     text = ctl(None, "--socket", socket, "doctor", code=1)

@@ -133,6 +133,8 @@ TEST_F(WarmAdoptTest, OneDaemonOneDirectory) {
   const auto second = HostMemoryDir::Open(path_, run_dir_);
   ASSERT_TRUE(absl::IsAlreadyExists(second.status())) << second.status();
   EXPECT_NE(second.status().message().find(std::to_string(getpid())), absl::string_view::npos) << second.status();
+  EXPECT_NE(second.status().message().find("need a run_dir or a host.memory_dir each"), absl::string_view::npos)
+      << "says what to do: " << second.status();
   End();
   EXPECT_TRUE(HostMemoryDir::Open(path_, run_dir_).ok());
 }

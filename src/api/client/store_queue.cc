@@ -182,6 +182,8 @@ Result StoreQueue::Connect(uint64_t block_bytes) {
       wanted_staging_bytes_ > 0 ? wanted_staging_bytes_ : welcome.staging_bytes_default;
   wire::GetStaging question{
       std::min(std::max(usual, 2 * block_bytes), welcome.staging_bytes_max)};
+  // 0: what is usual, or less where the daemon has no more.
+  if (wanted_staging_bytes_ == 0 && question.bytes == welcome.staging_bytes_default) question.bytes = 0;
   auto ring = std::make_unique<StagingRing>();
   GetStagingRequest request(ring.get());
   Result got = connection->Call(wire::Type::kGetStaging, {{&question, sizeof(question)}}, &request,

@@ -87,7 +87,12 @@ void PrintStatus(const v1::GetStatusResponse& status) {
             << "; evicted " << HumanCount(c.evicted_blocks()) << ", corrupt " << HumanCount(c.corrupt_blocks())
             << "\n";
   std::cout << "clients   " << status.session_count() << " sessions, " << status.lease_count() << " leases, "
-            << status.key_space_count() << " key spaces\n\n";
+            << status.key_space_count() << " key spaces\n";
+  if (c.staging_refusals() > 0) {
+    std::cout << "staging   refused " << HumanCount(c.staging_refusals())
+              << " times since the start: clients could not store for want of memory (terracectl doctor)\n";
+  }
+  std::cout << "\n";
   if (status.host_recovery_ratio() < 1) {
     std::cout << absl::StrFormat("recovery  host memory of the last daemon: %.0f %% taken over, ",
                                  100 * status.host_recovery_ratio())
@@ -275,7 +280,8 @@ int RunVerify(const Settings& settings) {
               << (answer->corrupt_blocks() == 0
                       ? "all good"
                       : absl::StrCat(HumanCount(answer->corrupt_blocks()),
-                                     " corrupt and dropped; test this machine's memory"))
+                                     " corrupt and dropped; ",
+                                     CorruptHelp(answer->corrupt_blocks(), answer->corrupt_blocks_on_disk())))
               << "\n";
   }
   return answer->corrupt_blocks() == 0 ? kExitOk : kExitFinding;

@@ -13,6 +13,7 @@
 #include "api/ctl/command.h"
 #include "api/ctl/doctor_probes.h"
 #include "api/ctl/json.h"
+#include "api/ctl/reason_help.h"
 #include "api/ctl/table.h"
 
 namespace terrace::ctl {
@@ -67,11 +68,19 @@ void CheckDaemon(const Settings& settings, std::vector<Finding>* findings) {
                          absl::StrCat(Printable(gpu.name()), " at ", Printable(gpu.pci_bus()), ", ", gpu.state()),
                          is_good ? "" : Printable(gpu.detail())});
   }
+  if (const uint64_t refused = status->counters().staging_refusals(); refused > 0) {
+    findings->push_back({"staging", Finding::kNote,
+                         absl::StrCat("clients were refused memory to store through ", refused,
+                                      " times since the start: they could not store"),
+                         "raise host.budget, or lower engine.staging_bytes"});
+  }
   if (status->counters().corrupt_blocks() > 0) {
     findings->push_back({"integrity", Finding::kProblem,
                          absl::StrCat(status->counters().corrupt_blocks(), " blocks failed their check (and were "
                                       "dropped) since the start"),
-                         "test this machine's memory; terracectl verify re-reads everything"});
+                         absl::StrCat(CorruptHelp(status->counters().corrupt_blocks(),
+                                                  status->counters().corrupt_blocks_on_disk()),
+                                      "; terracectl verify re-reads everything")});
   }
 }
 

@@ -34,24 +34,21 @@ class CounterSums {
   explicit CounterSums(const MetricRegistry& metrics) : families_(metrics.Snapshot()) {}
 
   uint64_t Sum(const std::string& name) const {
-    return SumIf(name, [](const MetricRegistry::Labels&) { return true; });
+    return SumOf(name, {});
   }
   uint64_t SumOf(const std::string& name, const std::string& label, std::string_view value) const {
-    return SumIf(name, [&](const MetricRegistry::Labels& labels) {
-      return std::any_of(labels.begin(), labels.end(), [&](const auto& one) {
-        return one.first == label && one.second == value;
-      });
-    });
+    return SumOf(name, {{label, std::string(value)}});
   }
-
- private:
-  template <typename Predicate>
-  uint64_t SumIf(const std::string& name, Predicate wanted) const {
+  // Of the series with all of these labels.
+  uint64_t SumOf(const std::string& name, const MetricRegistry::Labels& wanted) const {
     uint64_t sum = 0;
     for (const MetricRegistry::Family& family : families_) {
       if (family.name != name) continue;
       for (const MetricRegistry::Series& series : family.series) {
-        if (!wanted(series.labels)) continue;
+        const bool is_wanted = std::all_of(wanted.begin(), wanted.end(), [&](const auto& label) {
+          return std::find(series.labels.begin(), series.labels.end(), label) != series.labels.end();
+        });
+        if (!is_wanted) continue;
         if (series.counter != nullptr) sum += series.counter->Value();
         if (series.read) sum += static_cast<uint64_t>(series.read());
       }
@@ -59,6 +56,7 @@ class CounterSums {
     return sum;
   }
 
+ private:
   const std::vector<MetricRegistry::Family> families_;
 };
 
@@ -323,8 +321,11 @@ class AdminService final : public v1::AdminService::Service {
       stored_bytes += sums.SumOf("terrace_transfer_bytes_total", "src", from);
     }
     counters->set_stored_bytes(stored_bytes);
+    counters->set_staging_refusals(
+        sums.SumOf("terrace_requests_total", {{"op", "get_staging"}, {"code", "RESOURCE_EXHAUSTED"}}));
     counters->set_evicted_blocks(sums.Sum("terrace_evictions_total"));
     counters->set_corrupt_blocks(sums.Sum("terrace_integrity_failures_total"));
+    counters->set_corrupt_blocks_on_disk(sums.SumOf("terrace_integrity_failures_total", "tier", "nvme"));
     for (int i = 1; i < kReasonCount; ++i) {
       const auto reason = static_cast<Reason>(i);
       const std::string name(ReasonName(reason));
@@ -430,6 +431,7 @@ class AdminService final : public v1::AdminService::Service {
         message.set_checked_blocks(report->blocks);
         message.set_checked_bytes(report->bytes);
         message.set_corrupt_blocks(report->corrupt);
+        message.set_corrupt_blocks_on_disk(report->corrupt_on_disk);
       }
       writer->Write(message);  // a client that is gone shows as cancelled
       if (report.has_value()) return absl::OkStatus();

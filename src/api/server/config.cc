@@ -55,12 +55,20 @@ bool IsLoopback(absl::string_view address) {
   return host == "localhost" || host == "::1" || host == "[::1]" || absl::StartsWith(host, "127.");
 }
 
+// A device without a size: one that is there, or may appear when the machine starts.
+bool MayBeRaw(const std::string& path) {
+  std::error_code ignored;
+  const auto type = std::filesystem::status(path, ignored).type();
+  if (type != std::filesystem::file_type::not_found) return type == std::filesystem::file_type::block;
+  return absl::StartsWith(path, "/dev/") && !absl::StartsWith(path, "/dev/shm/");
+}
+
 class Loader {
  public:
   absl::Status Load(const ConfigSources& sources) {
     if (!sources.file.empty()) LoadFile(sources.file);
     for (const auto& [name, value] : sources.environment) LoadVariable(name, value);
-    for (const auto& [key, value] : sources.settings) Set(absl::StrCat("option ", key, ": "), key, value);
+    for (const auto& [key, value] : sources.settings) Set("command line: ", key, value);
     if (errors_.empty()) Resolve();
     if (errors_.empty()) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrJoin(errors_, "\n"));
@@ -186,8 +194,12 @@ class Loader {
           tenant.token_file = field.second.Scalar();
         } else if (name == "uids" && field.second.IsSequence()) {
           SetUids(where, field.second, &tenant);
+        } else if (name == "uids") {
+          return Error(where, "tenants: uids: expected a list such as [1000, 1001]");
+        } else if (name == "name" || name == "token_file") {
+          return Error(where, absl::StrCat("tenants: ", name, ": expected one value"));
         } else {
-          return Error(where, absl::StrCat("tenants: \"", name, "\" is not one of name, uids (a list), token_file"));
+          return Error(where, absl::StrCat("tenants: \"", name, "\" is not one of name, uids, token_file"));
         }
       }
       if (!IsTenantName(tenant.name)) {
@@ -240,15 +252,16 @@ class Loader {
     c.stack.tenants.clear();
     for (const TenantConfig& tenant : c.tenants) c.stack.tenants.push_back({tenant.name});
     c.stack.run_dir = c.run_dir;
-    std::set<std::string> paths;
+    c.stack.client_staging_bytes = c.staging_bytes;
     for (tiering::BlockDeviceOptions& device : c.stack.nvme.devices) {
       using Backend = tiering::BlockDeviceOptions::Backend;
       device.backend = c.nvme_io == "posix"      ? Backend::kPosix
                        : c.nvme_io == "io_uring" ? Backend::kIoUring
                                                  : Backend::kAuto;
       device.depth = c.nvme_depth;
-      if (!paths.insert(device.path).second) {
-        Error("", absl::StrCat("nvme.devices: ", device.path, " stands twice"));
+      if (device.bytes == 0 && !MayBeRaw(device.path)) {
+        Error("", absl::StrCat("nvme.devices: ", device.path, " is no block device, and a file needs a size: ",
+                               device.path, "=800GiB"));
       }
     }
     if (const absl::Status status = c.stack.Validate(); !status.ok()) {

@@ -77,7 +77,7 @@ absl::Status SetDevices(absl::string_view text, std::vector<tiering::BlockDevice
     device.path = ToString(part.substr(0, equals));
     const absl::StatusOr<uint64_t> bytes =
         equals == absl::string_view::npos ? absl::StatusOr<uint64_t>(0) : ParseSize(part.substr(equals + 1));
-    const bool is_too_small = bytes.ok() && *bytes > 0 && *bytes < tiering::kNvmeMinBytes;
+    const bool is_too_small = equals != absl::string_view::npos && bytes.ok() && *bytes < tiering::kNvmeMinBytes;
     if (device.path.empty() || device.path[0] != '/' || !bytes.ok() || *bytes > kMaxSize || is_too_small) {
       return absl::InvalidArgumentError(
           absl::StrCat("a list such as [/mnt/nvme0/terrace=800GiB, /dev/nvme1n1]: absolute paths, files with a size "
