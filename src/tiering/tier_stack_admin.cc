@@ -182,6 +182,7 @@ VerifyReport TierStack::Verify(const std::atomic<bool>* stop) {
     report.blocks += below.blocks;
     report.bytes += below.bytes;
     report.corrupt += below.corrupt;
+    report.corrupt_on_disk = below.corrupt;
   }
   return report;
 }

@@ -63,6 +63,7 @@ struct TierStackStats {
 
 struct VerifyReport {
   uint64_t blocks = 0, bytes = 0, corrupt = 0;
+  uint64_t corrupt_on_disk = 0;  // of these
 };
 
 }  // namespace terrace::tiering

@@ -8,7 +8,7 @@ const char* ReasonHelp(Reason reason) {
     case Reason::kNone: return "served or stored";
     case Reason::kCold: return "never stored here, or too long ago to remember";
     case Reason::kEvicted: return "went to make room; more host.budget would have kept it";
-    case Reason::kCorrupt: return "failed its check and was dropped; test the machine's memory";
+    case Reason::kCorrupt: return "failed its check and was dropped; ask `terracectl doctor`: disk or memory";
     case Reason::kFlushed: return "an operator flushed it";
     case Reason::kKeySpaceEmpty: return "nothing was ever stored in its key space";
     case Reason::kModelDiffers: return "other weights or another model are here; compare `terracectl ls`";
@@ -36,6 +36,14 @@ const char* ReasonHelp(Reason reason) {
     case Reason::kIoError: return "a disk reported an error when it was read; check the disk";
   }
   return "unknown to this terracectl; it is older than the daemon";
+}
+
+std::string CorruptHelp(uint64_t blocks, uint64_t on_disk) {
+  if (on_disk == 0) return "test this machine's memory";
+  const std::string disks =
+      "check the disk, which the daemon's log names (event=nvme_block_bad), for instance with smartctl -a";
+  if (on_disk >= blocks) return "they lay on disk: " + disks;
+  return std::to_string(on_disk) + " lay on disk: " + disks + "; the others in memory: test this machine's memory";
 }
 
 }  // namespace terrace::ctl
