@@ -207,7 +207,7 @@ def test_errors_on_reads_of_a_part(loaded):
 def test_errors_on_writes(disks, make_node):
     """The raw device has no room for what is written; what is on it can be read all the while."""
     disk = disks(256 * MIB, raw=True, store=40 * MIB)
-    daemon, client = make_node(f"{disk.device}=0")
+    daemon, client = make_node(disk.device)
     online(daemon)
     client.store_all(range(1100))
     at = 1100
@@ -230,7 +230,7 @@ def test_errors_on_writes(disks, make_node):
 
 def test_write_protected_device(disks, make_node):
     disk = disks(256 * MIB, raw=True)
-    daemon, client = make_node(f"{disk.device}=0")
+    daemon, client = make_node(disk.device)
     fill(daemon, client)
     below = client.on_disk(FIRST)
     disklib.run("blockdev", "--setro", disk.device)
@@ -458,7 +458,7 @@ def test_file_of_something_else(tmp_path, make_node, size):
 
 def test_what_fails_again_and_again_is_logged_once(disks, make_node):
     disk = disks(4 * MIB, raw=True)
-    daemon, client = make_node(f"{disk.device}=0")
+    daemon, client = make_node(disk.device)
     in_state(daemon, "offline")
     threading.Event().wait(8 * RETRY_S)  # attempts
     assert daemon.words().count("state=offline") == 1, daemon.words()[-2000:]
